@@ -1,0 +1,299 @@
+"""The GAN of 2014 on MNIST, and two of its kin.
+
+Goodfellow et al., "Generative Adversarial Nets", NIPS 2014 (arXiv 1406.2661): two networks play
+
+    min over G, max over D:   V(D, G) = E_x[log D(x)] + E_z[log(1 - D(G(z)))]                (equation 1)
+
+until the generator's images can't be told from the data. The constant `model` chooses the players:
+
+    maxout     the paper's: a maxout discriminator with dropout, both players moved at once by SGD with momentum
+    batchnorm  the same game, with batch normalisation in the generator
+    leaky      what tutorials train: LeakyReLU, dropout, tanh, Adam, the players taking turns
+
+Digits appear in gif/gan_mnist_<model>.gif within two minutes on two CPU cores.
+
+    python gan_mnist.py
+    python gan_mnist.py --model maxout --epochs 250
+    python gan_mnist.py --data my_pictures/ --name mine
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+import tyro
+from torch import nn
+from torch.optim import SGD, Adam, Optimizer
+
+from utils.device import Dropout
+from utils.run import Run, command_line, require_positive
+
+
+@dataclass
+class Config:
+    """Train the GAN of 2014 on MNIST, or on your own pictures."""
+
+    model: Literal["maxout", "batchnorm", "leaky"] = "batchnorm"
+    """The paper's players, the same with batch norm in the generator, or the tutorials' players."""
+    epochs: int = 100
+    """Passes over the training images."""
+    batch_size: int | None = None
+    """Images a step (by default 100 as in the paper; leaky: 256)."""
+    learning_rate: float | None = None
+    """Of both players (by default 0.1 as in the paper; leaky: 0.0002)."""
+    data: str = "mnist"
+    """mnist, fashion-mnist, cifar10, or the path of a folder with images; all become 28 x 28 and grey."""
+    held_out: int = 10_000
+    """The last images of a known set that aren't trained on: the paper's validation set."""
+    seed: int = 0
+    """Of the weights, the noise, dropout and the order of the data."""
+    name: str = ""
+    """Of the run and its files (by default gan_mnist_<model>)."""
+    root: str = "."
+    """The folder that outputs/, gif/ and models/ are in."""
+    device: str = "auto"
+    """auto (CUDA, else MPS, else the CPU), cpu, cuda, cuda:1, mps."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Of the matrix products; auto asks the device what it is fast at."""
+    keep_every: int = 0
+    """Keep the generator of every k-th epoch in models/<name>/ (0: only the last)."""
+    resume: bool = False
+    """Go on from the last whole epoch of the run of this name."""
+
+    def __post_init__(self) -> None:
+        self.batch_size = self.batch_size if self.batch_size is not None else 256 if self.model == "leaky" else 100
+        self.learning_rate = self.learning_rate if self.learning_rate is not None else 2e-4 if self.model == "leaky" else 0.1
+
+
+class MaxoutGenerator(nn.Module):
+    """The paper's: N x 100 uniform noise of unit variance to N x 1 x 28 x 28 images in [0, 1]."""
+
+    pixels = (0.0, 1.0)
+    noise = "uniform"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(100, 1200), nn.ReLU(),
+            nn.Linear(1200, 1200), nn.ReLU(),
+            nn.Linear(1200, 784), nn.Sigmoid(),
+            nn.Unflatten(1, (1, 28, 28)),
+        )
+        uniform_weights(self, 0.05)
+
+    def latent(self, count: int, device: torch.device | str, rng: torch.Generator | None = None) -> torch.Tensor:
+        return torch.empty(count, 100, device=device).uniform_(-math.sqrt(3), math.sqrt(3), generator=rng)
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        return self.layers(z)
+
+    def start_from_marginals(self, images: torch.Tensor) -> None:
+        """Sets the output's bias to the logit of each pixel's mean, so that the first fakes are grey where digits are.
+
+        images: uint8 N x 1 x 28 x 28.
+        """
+        means = images.flatten(1).float().mean(0) / 255
+        self.layers[-3].bias.data.copy_(means.clamp(1e-7, 1 - 1e-7).logit())
+
+
+class MaxoutDiscriminator(nn.Module):
+    """The paper's: N x 1 x 28 x 28 to N logits, whose sigmoid is D(x); dropout on the input and on both hidden layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Flatten(),
+            Dropout(0.2), Maxout(784, 240, pieces=5),
+            Dropout(0.5), Maxout(240, 240, pieces=5),
+            Dropout(0.5), nn.Linear(240, 1),
+        )
+        uniform_weights(self, 0.005)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layers(x).squeeze(1).float()
+
+
+class Maxout(nn.Module):
+    """Each unit is the largest of `pieces` linear functions (Goodfellow et al., "Maxout Networks", 2013, equation 2).
+
+    N x inputs to N x units.
+    """
+
+    def __init__(self, inputs: int, units: int, pieces: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(inputs, units * pieces)
+        self.pieces = pieces
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(x).unflatten(1, (-1, self.pieces)).max(dim=2).values
+
+
+def uniform_weights(network: nn.Module, bound: float) -> None:
+    """Weights uniform in +-bound, biases zero. PyTorch's own start lets this D win at once, and G never recovers."""
+    for layer in network.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.uniform_(layer.weight, -bound, bound)
+            nn.init.zeros_(layer.bias)
+
+
+class BatchNormGenerator(MaxoutGenerator):
+    """The paper's generator with its hidden layers normalised over the batch (Ioffe and Szegedy 2015)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(100, 1200), nn.BatchNorm1d(1200), nn.ReLU(),
+            nn.Linear(1200, 1200), nn.BatchNorm1d(1200), nn.ReLU(),
+            nn.Linear(1200, 784), nn.Sigmoid(),
+            nn.Unflatten(1, (1, 28, 28)),
+        )
+        uniform_weights(self, 0.05)
+
+
+class LeakyGenerator(nn.Module):
+    """The tutorials': N x 100 normal noise to N x 1 x 28 x 28 images in [-1, 1]."""
+
+    pixels = (-1.0, 1.0)
+    noise = "normal"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(100, 1200), nn.LeakyReLU(0.2),
+            nn.Linear(1200, 1200), nn.LeakyReLU(0.2),
+            nn.Linear(1200, 784), nn.Tanh(),
+            nn.Unflatten(1, (1, 28, 28)),
+        )
+
+    def latent(self, count: int, device: torch.device | str, rng: torch.Generator | None = None) -> torch.Tensor:
+        return torch.empty(count, 100, device=device).normal_(generator=rng)
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        return self.layers(z)
+
+
+class LeakyDiscriminator(nn.Module):
+    """The tutorials': N x 1 x 28 x 28 to N logits, whose sigmoid is D(x)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Flatten(),
+            nn.Linear(784, 240), nn.LeakyReLU(0.2), Dropout(0.3),
+            nn.Linear(240, 240), nn.LeakyReLU(0.2), Dropout(0.3),
+            nn.Linear(240, 1),
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layers(x).squeeze(1).float()
+
+
+CURVES = {
+    "losses": {"loss_d": "D: -log D(x) - log(1 - D(G(z)))", "loss_g": "G: -log D(G(z))"},
+    "share that D tells right": {"accuracy_d": "D's accuracy"},
+}
+THEORY = {"loss_d": ("log 4", math.log(4)), "loss_g": ("log 2", math.log(2)), "accuracy_d": ("0.5", 0.5)}  # where the fakes are like the data (theorem 1)
+GENERATORS = {"maxout": MaxoutGenerator, "batchnorm": BatchNormGenerator, "leaky": LeakyGenerator}
+DISCRIMINATORS = {"maxout": MaxoutDiscriminator, "batchnorm": MaxoutDiscriminator, "leaky": LeakyDiscriminator}
+
+
+def make_generator(config: Config) -> nn.Module:
+    """The generator that a Config asks for, untrained."""
+    return GENERATORS[config.model]()
+
+
+def discriminator_loss(logits_real: torch.Tensor, logits_fake: torch.Tensor) -> torch.Tensor:
+    """-V(D, G) = -log D(x) - log(1 - D(G(z))), means over the batch; log 4 where D can't tell them apart (theorem 1).
+
+    From logits, because softplus(-a) = -log sigmoid(a) stays exact where the sigmoid is 0 or 1.
+    """
+    return F.softplus(-logits_real).mean() + F.softplus(logits_fake).mean()
+
+
+def generator_loss(logits_fake: torch.Tensor) -> torch.Tensor:
+    """-log D(G(z)), mean over the batch: the same fixed point as log(1 - D(G(z))), with a gradient where D is sure (section 3)."""
+    return F.softplus(-logits_fake).mean()
+
+
+def move_at_once(run: Run, generator: nn.Module, discriminator: nn.Module, sgd_g: SGD, sgd_d: SGD, real: torch.Tensor) -> None:
+    """The paper's step: one batch of fakes, seen once by D, gives both players their gradients; then both move."""
+    with run.autocast():
+        fake = generator(generator.latent(len(real), run.device))
+        logits_real, logits_fake = discriminator(torch.cat([real, fake])).chunk(2)
+    loss_d = discriminator_loss(logits_real, logits_fake)
+    loss_g = generator_loss(logits_fake)
+    run.backward(loss_d / 2, discriminator, retain_graph=True)  # the half is the authors': D learns at half G's rate
+    run.backward(loss_g, generator)
+    run.step(sgd_d, sgd_g)
+    run.log(**readings(loss_d, loss_g, logits_real, logits_fake))
+
+
+def take_turns(run: Run, generator: nn.Module, discriminator: nn.Module, adam_g: Adam, adam_d: Adam, real: torch.Tensor) -> None:
+    """The tutorials' step: D moves first, then G against the new D, on the same fakes."""
+    with run.autocast():
+        fake = generator(generator.latent(len(real), run.device))
+        logits_real, logits_fake = discriminator(torch.cat([real, fake.detach()])).chunk(2)
+    loss_d = discriminator_loss(logits_real, logits_fake)
+    run.backward(loss_d, discriminator)
+    run.step(adam_d)
+
+    with run.autocast():
+        loss_g = generator_loss(discriminator(fake))
+    run.backward(loss_g, generator)
+    run.step(adam_g)
+    run.log(**readings(loss_d, loss_g, logits_real, logits_fake))
+
+
+def readings(loss_d: torch.Tensor, loss_g: torch.Tensor, logits_real: torch.Tensor, logits_fake: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What the progress bar and metrics.csv show of a step; accuracy_d is the share of real and fake images that D tells right."""
+    d_real, d_fake = logits_real.sigmoid(), logits_fake.sigmoid()
+    return {
+        "loss_d": loss_d, "loss_g": loss_g, "d_real": d_real.mean(), "d_fake": d_fake.mean(),
+        "accuracy_d": torch.cat([d_real > 0.5, d_fake < 0.5]).float().mean(),
+    }
+
+
+def paper_schedule(sgd: Optimizer, first_rate: float, update: int, epoch: int) -> None:
+    """The authors' rate, divided by 1.000004 after every update, and momentum, from 0.5 in epoch 1 to 0.7 in epoch 250.
+
+    Their velocity holds the rates of the past (v = momentum * v - rate * gradient), PyTorch's is multiplied by the present rate
+    when the weights move; the ratio of two successive rates makes one the other.
+    """
+    before, rate = (max(first_rate / 1.000004**count, 1e-6) for count in (update - 1, update))
+    momentum = 0.5 + 0.2 * min((epoch - 1) / 249, 1)
+    for group in sgd.param_groups:
+        group.update(lr=rate, momentum=momentum * before / rate)
+
+
+def train(config: Config) -> None:
+    """One whole run; see utils/run.py for what it leaves. Raises UserError for constants or data that can't be used."""
+    require_positive(config, "learning_rate")
+    run = Run(config, "gan_mnist", config.model)
+    images = run.load(config.data, size=28, channels=1, held_out=config.held_out)
+    generator, discriminator = make_generator(config), DISCRIMINATORS[config.model]()
+    if config.model != "leaky":
+        generator.start_from_marginals(images)
+    generator, discriminator = run.place(generator, discriminator)
+    if config.model == "leaky":
+        optimizers = [Adam(net.parameters(), lr=config.learning_rate, betas=(0.5, 0.999), fused=True) for net in (generator, discriminator)]
+    else:
+        optimizers = [SGD(net.parameters(), lr=config.learning_rate, momentum=0.5, fused=True) for net in (generator, discriminator)]
+    run.track(generator=generator, discriminator=discriminator, optimizer_g=optimizers[0], optimizer_d=optimizers[1])
+    fixed_z = generator.latent(100, "cpu", torch.Generator().manual_seed(config.seed)).to(run.device)
+
+    for epoch in run.epochs():
+        for real in run.batches(images, *generator.pixels):
+            if config.model == "leaky":
+                take_turns(run, generator, discriminator, *optimizers, real)
+            else:
+                for sgd in optimizers:
+                    paper_schedule(sgd, config.learning_rate, run.iteration, epoch)
+                move_at_once(run, generator, discriminator, *optimizers, real)
+        run.picture(generator, fixed_z)
+    run.finish(generator, CURVES, THEORY)
+
+
+if __name__ == "__main__":
+    command_line(lambda: train(tyro.cli(Config)))

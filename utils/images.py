@@ -1,0 +1,87 @@
+"""Pictures of a run: grids, GIFs, curves."""
+
+import csv
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+
+from utils.files import replacing
+
+GAP = 2  # pixels between the images of a grid
+GIF_LEVELS = {1: 16, 3: 128}  # shades or colours of a GIF by its channels: fewer make a smaller file
+
+
+def to_uint8(images: torch.Tensor, low: float = 0.0, high: float = 1.0) -> torch.Tensor:
+    """Float images N x C x H x W in [low, high] (values beyond are clipped) as uint8 on the CPU, rounded."""
+    return ((images.detach().cpu() - low) * (255 / (high - low))).round_().clamp_(0, 255).to(torch.uint8)
+
+
+def grid(images: torch.Tensor, columns: int | None = None) -> Image.Image:
+    """uint8 images N x C x H x W, row after row, in as square a grid as they fill (or `columns` wide)."""
+    count, channels, height, width = images.shape
+    columns = columns or math.ceil(math.sqrt(count))
+    rows = math.ceil(count / columns)
+    canvas = np.zeros((rows * (height + GAP) + GAP, columns * (width + GAP) + GAP, channels), np.uint8)
+    for k, pixels in enumerate(images.permute(0, 2, 3, 1).numpy()):
+        top, left = (k // columns) * (height + GAP) + GAP, (k % columns) * (width + GAP) + GAP
+        canvas[top : top + height, left : left + width] = pixels
+    return Image.fromarray(canvas.squeeze(-1) if channels == 1 else canvas)
+
+
+def save_png(picture: Image.Image, path: str | Path) -> None:
+    """Writes a picture, whole or not at all."""
+    with replacing(path) as part:
+        picture.save(part, optimize=True)
+
+
+def captioned(picture: Image.Image, caption: str) -> Image.Image:
+    """The picture under a line of text."""
+    strip = 14
+    framed = Image.new(picture.mode, (picture.width, picture.height + strip))
+    framed.paste(picture, (0, strip))
+    ImageDraw.Draw(framed).text((GAP, 1), caption, fill="white")
+    return framed
+
+
+def save_gif(frames: Sequence[Image.Image], path: str | Path, seconds: float = 0.1, hold: float = 0.0) -> None:
+    """An endless GIF; every frame stands for `seconds`, the last one `hold` seconds longer."""
+    levels = GIF_LEVELS[len(frames[0].getbands())]
+    if frames[0].mode == "L":
+        shades = [level * 255 // (levels - 1) for level in range(levels)]
+        palette = Image.new("P", (1, 1))
+        palette.putpalette([value for shade in shades for value in (shade,) * 3])
+    else:
+        palette = frames[-1].quantize(levels)  # one for all frames, or colours would flicker
+    reduced = [frame.convert("RGB").quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
+    durations = [round(1000 * seconds)] * (len(frames) - 1) + [round(1000 * (seconds + hold))]
+    with replacing(path) as part:
+        reduced[0].save(part, save_all=True, append_images=reduced[1:], duration=durations, loop=0, optimize=True)
+
+
+def save_curves(metrics: Path, panels: dict[str, dict[str, str]], theory: dict[str, tuple[str, float]], path: Path) -> None:
+    """Plots columns of a metrics.csv over the epochs.
+
+    panels: by the panel's title, the columns it shows and their labels; theory: a column's name and value at the optimum, drawn dotted.
+    """
+    from matplotlib.figure import Figure  # here, because it takes half a second that no run should start with
+
+    with open(metrics, newline="") as file:
+        rows = list(csv.DictReader(file))
+    epochs = [int(row["epoch"]) for row in rows]
+    figure = Figure(figsize=(5 * len(panels), 3.6), layout="constrained")
+    for axes, (title, columns) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        for column, label in columns.items():
+            (line,) = axes.plot(epochs, [float(row[column]) for row in rows], label=label, marker="." if len(rows) < 3 else "")
+            if column in theory:
+                name, value = theory[column]
+                axes.axhline(value, color=line.get_color(), linestyle=":", label=f"in theory, at the optimum: {name}")
+        axes.set(title=title, xlabel="epoch")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.legend(frameon=False)
+        axes.spines[["top", "right"]].set_visible(False)
+    with replacing(path) as part:
+        figure.savefig(part, dpi=120)

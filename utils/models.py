@@ -1,0 +1,63 @@
+"""A generator as one file that does nothing but be read: safetensors, whose header says which experiment and Config made it."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import nn
+
+from utils.files import UserError, replacing
+
+FORMAT = "gan 1"  # what a header's "format" must say; the number grows when older readers would go wrong
+
+
+def save_generator(path: str | Path, generator: nn.Module, experiment: str, config: Any, **facts: float) -> None:
+    """Writes a generator's weights with a header of all it takes to build it again.
+
+    Matrices are stored as 16-bit floats, which halves the file and moves no pixel by more than its rounding; biases and the
+    statistics of batch normalisation stay as they are. facts: numbers to note in the header, such as the epoch and the losses.
+    """
+    header = {"format": FORMAT, "experiment": experiment, "config": json.dumps(dataclasses.asdict(config))}
+    header |= {key: str(value) for key, value in facts.items()}
+    weights = {
+        name: value.to("cpu", torch.float16 if value.is_floating_point() and value.ndim > 1 else value.dtype).contiguous()
+        for name, value in generator.state_dict().items()
+    }
+    with replacing(path) as part:
+        part.write_bytes(save(weights, header))
+
+
+def read_generator(path: str | Path) -> tuple[str, dict[str, Any], dict[str, torch.Tensor]]:
+    """The experiment's name, its Config as a dict, and the weights (float32, on the CPU) of a file of save_generator's.
+
+    Raises UserError when the file is missing, truncated, no safetensors, or not of this project or version.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no file {path}: expected the weights of a trained generator, such as models/gan_mnist_leaky.safetensors")
+    try:
+        with safe_open(path, "pt") as file:
+            header = file.metadata() or {}
+            weights = {name: file.get_tensor(name) for name in file.keys()}
+        config = json.loads(header.get("config", "{}"))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path} is no whole file of weights ({error}): train it again, or fetch it again") from error
+    if header.get("format") != FORMAT:
+        raise UserError(f"{path} has the format '{header.get('format', '')}', expected '{FORMAT}': use the version of this project that made it")
+    if not isinstance(config, dict):
+        raise UserError(f"the header of {path} holds no Config: train the generator again")
+    return header.get("experiment", ""), config, {name: value.float() if value.dtype == torch.float16 else value for name, value in weights.items()}
+
+
+def fill_generator(generator: nn.Module, weights: dict[str, torch.Tensor], path: str | Path) -> nn.Module:
+    """Puts weights into a generator built from their own header, ready to sample; UserError where they don't fit."""
+    try:
+        generator.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"the weights in {path} don't fit the Config in its header ({reason}): train the generator again") from error
+    return generator.eval()

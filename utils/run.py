@@ -1,0 +1,270 @@
+"""All of a training run that isn't the game: device, precision, seeds, folders, progress bar, logs, pictures, checkpoints."""
+
+import csv
+import dataclasses
+import json
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from utils import data
+from utils.device import keep_freed_memory, pick_device, pick_precision
+from utils.files import UserError, replacing
+from utils.images import captioned, grid, save_curves, save_gif, save_png, to_uint8
+from utils.models import save_generator
+
+SECONDS_BETWEEN_READINGS = 0.5  # of the numbers in the progress bar: each reading waits for the device
+GIF_FRAMES = 50
+FREE_TO_CHANGE = {"epochs", "resume", "root", "device"}  # constants that a resumed run may have otherwise
+
+
+def command_line(command: Callable[[], Any]) -> None:
+    """Runs a script's command; what the user got wrong ends it with one sentence on stderr and status 2."""
+    try:
+        command()
+    except UserError as error:
+        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def require_positive(config: Any, *fields: str) -> None:
+    """UserError unless each of these constants is above zero."""
+    for field in fields:
+        value = getattr(config, field)
+        if not value > 0:
+            raise UserError(f"{field} is {value}, expected a number above zero: give --{field.replace('_', '-')} another value")
+
+
+class Run:
+    """One training run, named `config.name` (default: the experiment and its variant), below the folder `config.root`.
+
+    config: a dataclass with at least the fields name, root, seed, device, precision, epochs, batch_size, keep_every and resume.
+    Raises UserError for constants that make no sense and for a device that isn't there.
+    """
+
+    def __init__(self, config: Any, experiment: str, variant: str = "") -> None:
+        require_positive(config, "epochs", "batch_size")
+        if config.keep_every < 0:
+            raise UserError(f"keep_every is {config.keep_every}, expected 0 (keep none) or a number of epochs: give --keep-every another value")
+        self.config, self.experiment = config, experiment
+        self.name = config.name or "_".join(filter(None, [experiment, variant]))
+        if Path(self.name).name != self.name:
+            raise UserError(f"the name '{self.name}' has a folder in it, expected a plain name: give the folder with --root")
+        root = Path(config.root)
+        self.outputs = root / "outputs" / self.name
+        self.gif = root / "gif" / f"{self.name}.gif"
+        self.weights = root / "models" / f"{self.name}.safetensors"
+        self.kept = root / "models" / self.name
+        self.checkpoint = self.outputs / "checkpoint.pt"
+
+        self.device = pick_device(config.device)
+        self.precision, self.reason = pick_precision(config.precision, self.device)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+        keep_freed_memory()
+        torch.manual_seed(config.seed)  # weights, noise, dropout
+        self.order = torch.Generator().manual_seed(config.seed)  # the data's
+
+        self.parts: dict[str, Any] = {}
+        self.rows: list[dict[str, float]] = []
+        self.first_epoch, self.stopping, self.whole = 1, False, False
+        self.bar: tqdm | None = None
+
+    def load(self, source: str, size: int, channels: int, held_out: int = 0) -> torch.Tensor:
+        """The training images, uint8 N x C x H x W on the device; of a known set without its last `held_out`."""
+        images = data.load(source, size, channels).images
+        if source in data.KNOWN and held_out:
+            images = images[:-held_out]
+        if len(images) < self.config.batch_size:
+            raise UserError(
+                f"{source} has {len(images)} images, fewer than a batch of {self.config.batch_size}: give --batch-size a smaller value, or more images"
+            )
+        self.samples = images[:100]
+        return images.to(self.device)
+
+    def place(self, *modules: nn.Module) -> list[nn.Module]:
+        """The modules on the run's device."""
+        return [module.to(self.device) for module in modules]
+
+    def track(self, **parts: Any) -> None:
+        """Names all that a checkpoint holds beside the run itself (anything with a state_dict); with `resume`, fills them from it."""
+        self.parts = parts
+        if self.config.resume:
+            self._resume()
+
+    def autocast(self) -> torch.autocast:
+        """The context for forward passes, in the run's precision."""
+        dtype = torch.float16 if self.precision == "fp16" else torch.bfloat16
+        return torch.autocast(self.device.type, dtype, enabled=self.precision != "fp32")
+
+    def backward(self, loss: torch.Tensor, player: nn.Module, retain_graph: bool = False) -> None:
+        """The gradient of a player's loss, for that player's weights alone; scaled under fp16, which would lose small ones."""
+        self.scaler.scale(loss).backward(inputs=list(player.parameters()), retain_graph=retain_graph)
+
+    def step(self, *optimizers: torch.optim.Optimizer) -> None:
+        """Moves the weights along the gradients found since the last step, and forgets these."""
+        for optimizer in optimizers:
+            self.scaler.step(optimizer)
+            optimizer.zero_grad()
+        self.scaler.update()
+
+    def epochs(self) -> Iterator[int]:
+        """The numbers of the epochs to go, from 1, or from where a resumed run stopped; ends early on Ctrl-C."""
+        self._start()
+        for self.epoch in range(self.first_epoch, self.config.epochs + 1):
+            self.sums, self.steps, self.whole = 0.0, 0, False
+            yield self.epoch
+            if self.whole:
+                self._end_epoch()
+            if self.stopping:
+                break
+
+    def batches(self, images: torch.Tensor, low: float = 0.0, high: float = 1.0) -> Iterator[torch.Tensor]:
+        """One epoch of shuffled batches, float32 in [low, high] on the device."""
+        size = self.config.batch_size
+        if self.bar is None:
+            epoch = len(images) // size * size
+            print(f"{self.name}: {len(images):,} images, on {self.device} in {self.precision} ({self.reason})")
+            self.bar = tqdm(
+                total=self.config.epochs * epoch,
+                initial=(self.epoch - 1) * epoch,
+                unit=" images",
+                unit_scale=True,
+                dynamic_ncols=True,
+                bar_format="{desc} |{bar:10}|{postfix} {rate_fmt} {remaining} left",
+            )
+        self.bar.set_description_str(f"epoch {self.epoch}/{self.config.epochs}", refresh=False)
+        begun = self.read = time.perf_counter()
+        first = (self.epoch - 1) * (len(images) // size)
+        for self.iteration, batch in enumerate(data.batches(images, size, self.order, low, high), first):
+            yield batch
+            self.bar.update(size)
+            if self.stopping:
+                return
+        self._read()
+        self.seconds = time.perf_counter() - begun
+        self.whole = True
+
+    def log(self, **values: torch.Tensor) -> None:
+        """Adds one step's numbers (scalar tensors) to the epoch's means. They stay on the device: nothing waits for them here."""
+        self.names = list(values)
+        self.sums = self.sums + torch.stack([value.detach().float() for value in values.values()])
+        self.steps += 1
+        if time.perf_counter() - self.read > SECONDS_BETWEEN_READINGS:
+            self._read()
+
+    @torch.no_grad()
+    def picture(self, generator: nn.Module, z: torch.Tensor) -> None:
+        """What the generator makes of `z` after this epoch, as a grid; `generator.pixels` is the range of its output."""
+        if not self.whole:
+            return
+        picture = grid(to_uint8(generator.eval()(z), *generator.pixels))
+        generator.train()
+        save_png(picture, self.outputs / f"epoch_{self.epoch:04d}.png")
+        self._to_tensorboard("fake", picture)
+
+    def finish(self, generator: nn.Module, curves: dict[str, dict[str, str]], theory: dict[str, tuple[str, float]]) -> None:
+        """Writes the result: the generator, the GIF, the curves. After Ctrl-C the process ends here, with status 130."""
+        self.bar.close()
+        self.board.close()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        save_generator(self.weights, generator, self.experiment, self.config, **(self.rows[-1] if self.rows else {}))
+        if self.rows:
+            save_curves(self.outputs / "metrics.csv", curves, theory, self.outputs / "curves.png")
+            self._save_gif()
+        print(f"{'stopped, saved' if self.stopping else 'saved'}: {self.weights}, {self.gif}, {self.outputs}/")
+        if self.stopping:
+            sys.exit(130)
+
+    def _start(self) -> None:
+        """Makes the folders; what an earlier run of this name left goes, unless this one resumes it."""
+        with replacing(self.outputs / "config.json") as part:  # the first thing written: here an unwritable place shows
+            part.write_text(json.dumps(dataclasses.asdict(self.config), indent=2) + "\n")
+        if not self.config.resume:
+            shutil.rmtree(self.outputs / "tensorboard", ignore_errors=True)
+            for old in [*self.outputs.glob("epoch_*.png"), self.outputs / "metrics.csv", self.checkpoint]:
+                old.unlink(missing_ok=True)
+        self.board = SummaryWriter(self.outputs / "tensorboard")
+        real = grid(self.samples)
+        save_png(real, self.outputs / "real.png")
+        self._to_tensorboard("real", real)
+        signal.signal(signal.SIGINT, self._stop)
+
+    def _stop(self, *_: Any) -> None:
+        """The first Ctrl-C ends the run after this step; a second one ends the process at once."""
+        self.stopping = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def _read(self) -> None:
+        """Brings the epoch's means so far from the device into the progress bar."""
+        self.means = dict(zip(self.names, (self.sums / self.steps).tolist(), strict=True))
+        self.bar.set_postfix_str(" ".join(f"{name} {value:.2f}" for name, value in self.means.items()), refresh=False)
+        self.read = time.perf_counter()
+
+    def _end_epoch(self) -> None:
+        rate = self.steps * self.config.batch_size / self.seconds
+        self.rows.append({"epoch": self.epoch, **self.means, "seconds": round(self.seconds, 3), "images_per_second": round(rate, 1)})
+        with replacing(self.outputs / "metrics.csv") as part, open(part, "w", newline="") as file:
+            writer = csv.DictWriter(file, self.rows[0])
+            writer.writeheader()
+            writer.writerows(self.rows)
+        for name, value in self.rows[-1].items():
+            self.board.add_scalar(name, value, self.epoch)
+        if self.config.keep_every and self.epoch % self.config.keep_every == 0:
+            path = self.kept / f"epoch_{self.epoch:04d}.safetensors"
+            save_generator(path, self.parts["generator"], self.experiment, self.config, **self.rows[-1])
+        self._save_checkpoint()
+
+    def _to_tensorboard(self, tag: str, picture: Image.Image) -> None:
+        pixels = np.asarray(picture)
+        self.board.add_image(tag, pixels, len(self.rows), dataformats="HWC" if pixels.ndim == 3 else "HW")
+
+    def _save_gif(self) -> None:
+        """The epochs' grids as frames: every early one, where most happens, then fewer and fewer."""
+        epochs = np.unique(np.geomspace(1, len(self.rows), GIF_FRAMES).round().astype(int))
+        frames = [Image.open(self.outputs / f"epoch_{epoch:04d}.png") for epoch in epochs]
+        save_gif([captioned(frame, f"epoch {epoch}") for frame, epoch in zip(frames, epochs, strict=True)], self.gif, hold=2)
+
+    def _save_checkpoint(self) -> None:
+        state = {
+            "config": dataclasses.asdict(self.config),
+            "rows": self.rows,
+            "parts": {name: part.state_dict() for name, part in self.parts.items()},
+            "scaler": self.scaler.state_dict(),
+            "order": self.order.get_state(),
+            "random": torch.get_rng_state(),
+        }
+        if self.device.type != "cpu":
+            state["random_device"] = torch.get_device_module(self.device).get_rng_state()
+        with replacing(self.checkpoint) as part:
+            torch.save(state, part)
+
+    def _resume(self) -> None:
+        """Takes up the last whole epoch of the run of this name."""
+        if not self.checkpoint.exists():
+            raise UserError(f"nothing to resume, there is no {self.checkpoint}: start the run without --resume, or give its --name and --root")
+        state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
+        for field, value in dataclasses.asdict(self.config).items():
+            if field not in FREE_TO_CHANGE and value != state["config"].get(field):
+                raise UserError(f"{field} was {state['config'].get(field)} in the run to resume and is {value} now: give it the old value")
+        for name, part in self.parts.items():
+            part.load_state_dict(state["parts"][name])
+        self.scaler.load_state_dict(state["scaler"])
+        self.order.set_state(state["order"].cpu())
+        torch.set_rng_state(state["random"].cpu())
+        if "random_device" in state and self.device.type != "cpu":
+            torch.get_device_module(self.device).set_rng_state(state["random_device"].cpu())
+        self.rows = state["rows"]
+        self.first_epoch = len(self.rows) + 1
