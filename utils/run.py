@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from utils import data
 from utils.device import keep_freed_memory, pick_device, pick_precision
-from utils.files import UserError, replacing
+from utils.files import UserError, replacing, require_positive
 from utils.images import captioned, grid, save_curves, save_gif, save_png, to_uint8
 from utils.models import save_generator
 
@@ -40,14 +40,6 @@ def command_line(command: Callable[[], Any]) -> None:
         sys.exit(130)
 
 
-def require_positive(config: Any, *fields: str) -> None:
-    """UserError unless each of these constants is above zero."""
-    for field in fields:
-        value = getattr(config, field)
-        if not value > 0:
-            raise UserError(f"{field} is {value}, expected a number above zero: give --{field.replace('_', '-')} another value")
-
-
 class Run:
     """One training run, named `config.name` (default: the experiment and its variant), below the folder `config.root`.
 
@@ -56,9 +48,9 @@ class Run:
     """
 
     def __init__(self, config: Any, experiment: str, variant: str = "") -> None:
-        require_positive(config, "epochs", "batch_size")
+        require_positive(epochs=config.epochs, batch_size=config.batch_size)
         if config.keep_every < 0:
-            raise UserError(f"keep_every is {config.keep_every}, expected 0 (keep none) or a number of epochs: give --keep-every another value")
+            raise UserError(f"keep_every is {config.keep_every}, expected 0 (none) or a number of epochs: give --keep-every another value")
         self.config, self.experiment = config, experiment
         self.name = config.name or "_".join(filter(None, [experiment, variant]))
         if Path(self.name).name != self.name:
@@ -88,9 +80,8 @@ class Run:
         if source in data.KNOWN and held_out:
             images = images[:-held_out]
         if len(images) < self.config.batch_size:
-            raise UserError(
-                f"{source} has {len(images)} images, fewer than a batch of {self.config.batch_size}: give --batch-size a smaller value, or more images"
-            )
+            batch = self.config.batch_size
+            raise UserError(f"{source} has {len(images)} images, fewer than a batch of {batch}: give a smaller --batch-size or more images")
         self.samples = images[:100]
         return images.to(self.device)
 
@@ -254,7 +245,7 @@ class Run:
     def _resume(self) -> None:
         """Takes up the last whole epoch of the run of this name."""
         if not self.checkpoint.exists():
-            raise UserError(f"nothing to resume, there is no {self.checkpoint}: start the run without --resume, or give its --name and --root")
+            raise UserError(f"nothing to resume, there is no {self.checkpoint}: leave out --resume, or give the run's --name and --root")
         state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
         for field, value in dataclasses.asdict(self.config).items():
             if field not in FREE_TO_CHANGE and value != state["config"].get(field):
@@ -268,3 +259,5 @@ class Run:
             torch.get_device_module(self.device).set_rng_state(state["random_device"].cpu())
         self.rows = state["rows"]
         self.first_epoch = len(self.rows) + 1
+        if self.first_epoch > self.config.epochs:
+            raise UserError(f"the run to resume has {len(self.rows)} epochs already: give more --epochs")

@@ -1,0 +1,192 @@
+"""How fast the experiments train, beside the plain recipe that tutorials teach.
+
+The plain recipe: a torchvision data set with ToTensor in a DataLoader with two workers, fp32, sigmoid and BCELoss, real and fake in
+separate passes, PyTorch's own dropout, unfused Adam, .item() every step. The nets and the batch size are the experiment's own.
+
+Each rate is taken in a process of its own, plain and ours in turns, so that neither's memory or threads help the other and both
+see the same weather on a shared machine. Ours is the real `train`, with its progress bar, logs, pictures' grids and checkpoints.
+
+    python benchmarks/throughput.py
+    python benchmarks/throughput.py --profile maxout
+"""
+
+import contextlib
+import csv
+import io
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+import gan_mnist
+from utils import data
+from utils.device import Dropout, pick_precision
+
+SECONDS = 8  # that the plain recipe is timed for
+WARM_UP = 30  # steps before that
+PEAK_SIZE = 4096
+
+
+@dataclass
+class Benchmark:
+    """Time the experiments against the plain recipe."""
+
+    models: tuple[str, ...] = ("leaky", "maxout", "batchnorm")
+    """Of gan_mnist."""
+    rounds: int = 5
+    """Of plain and ours in turns."""
+    profile: str = ""
+    """Only show where the time of this model's steps goes."""
+
+
+def in_fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:
+    """The function's result, from a new Python that ends with it."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def peak(precision: str) -> float:
+    """What the machine's matrix units give right now: FLOP/s of a product of 4096 x 4096, the best of ten."""
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    a, b = torch.randn(2, PEAK_SIZE, PEAK_SIZE).to(dtype)
+    times = []
+    for _ in range(10):
+        begun = time.perf_counter()
+        a @ b
+        times.append(time.perf_counter() - begun)
+    return 2 * PEAK_SIZE**3 / min(times)
+
+
+def plain(model: str) -> float:
+    """Images/s of the plain recipe."""
+    from torch.utils.data import DataLoader
+    from torchvision.datasets import MNIST
+    from torchvision.transforms import ToTensor
+
+    torch.manual_seed(0)
+    config = gan_mnist.Config(model=model)
+    generator, discriminator = gan_mnist.make_generator(config), nn.Sequential(gan_mnist.DISCRIMINATORS[model](), nn.Sigmoid())
+    for module in discriminator.modules():
+        if isinstance(module, Dropout):
+            module.__class__ = nn.Dropout
+    optimizer_g = torch.optim.Adam(generator.parameters(), lr=2e-4, betas=(0.5, 0.999))
+    optimizer_d = torch.optim.Adam(discriminator.parameters(), lr=2e-4, betas=(0.5, 0.999))
+    criterion = nn.BCELoss()
+    images = MNIST(os.environ.get("GAN_DATA", "data"), transform=ToTensor())
+    loader = DataLoader(images, config.batch_size, shuffle=True, num_workers=2, drop_last=True)
+    low, high = generator.pixels
+    ones, zeros = torch.ones(config.batch_size), torch.zeros(config.batch_size)
+    step, losses = 0, []
+    while True:
+        for real, _ in loader:
+            if step == WARM_UP:
+                begun = time.perf_counter()
+            real = real * (high - low) + low
+            fake = generator(generator.latent(len(real), "cpu"))
+            optimizer_d.zero_grad()
+            loss_real = criterion(discriminator(real), ones)
+            loss_real.backward()
+            loss_fake = criterion(discriminator(fake.detach()), zeros)
+            loss_fake.backward()
+            optimizer_d.step()
+            optimizer_g.zero_grad()
+            loss_g = criterion(discriminator(fake), ones)
+            loss_g.backward()
+            optimizer_g.step()
+            losses.append((loss_real.item() + loss_fake.item(), loss_g.item()))
+            step += 1
+            if step > WARM_UP and time.perf_counter() - begun > SECONDS:
+                return (step - WARM_UP) * config.batch_size / (time.perf_counter() - begun)
+
+
+def ours(model: str, precision: str) -> tuple[float, float]:
+    """Images/s in the second epoch of a real run, and the process's peak memory in GB."""
+    with tempfile.TemporaryDirectory() as root, contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+        gan_mnist.train(gan_mnist.Config(model=model, precision=precision, epochs=2, root=root))
+        with open(next(Path(root).glob("outputs/*/metrics.csv")), newline="") as file:
+            rate = float(list(csv.DictReader(file))[1]["images_per_second"])
+    return rate, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+
+
+def first_step(model: str) -> float:
+    """Seconds from the command to the first losses on the screen."""
+    script = Path(gan_mnist.__file__)
+    with tempfile.TemporaryDirectory() as root:
+        begun = time.perf_counter()
+        command = [sys.executable, script, "--model", model, "--root", root]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
+            said = b""
+            while b"loss_d" not in said:
+                said += process.stderr.read1()
+            seconds = time.perf_counter() - begun
+            process.kill()
+    return seconds
+
+
+def flops_per_image(model: str) -> float:
+    """Multiplications and additions in the matrix products that the game needs for each real image and its fake.
+
+    A product of N x a and a x b costs 2 N a b, forwards, for the weights' gradient, and for the input's where one is needed.
+    """
+    players = gan_mnist.make_generator(gan_mnist.Config(model=model)), gan_mnist.DISCRIMINATORS[model]()
+    layers_g, layers_d = ([m.weight.numel() for m in player.modules() if isinstance(m, nn.Linear)] for player in players)
+    move_g = 3 * sum(layers_g) - layers_g[0]  # noise needs no gradient
+    move_d = 2 * (3 * sum(layers_d) - layers_d[0])  # on the real and on the fake; images need no gradient here,
+    through_d = sum(layers_d) * (2 if model == "leaky" else 1)  # but here; in turns, the new D sees the fakes again
+    return 2 * (move_g + move_d + through_d)
+
+
+def profile(model: str) -> str:
+    """The operations that a run of one epoch spends its time in."""
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as profiler
+
+    with tempfile.TemporaryDirectory() as root, profiler(activities=[ProfilerActivity.CPU]) as record:
+        gan_mnist.train(gan_mnist.Config(model=model, epochs=1, root=root))
+    return record.key_averages().table(sort_by="self_cpu_time_total", row_limit=20, max_name_column_width=40)
+
+
+def spread(values: list[float], form: str) -> str:
+    """The median, and the range in brackets."""
+    return f"{statistics.median(values):{form}} ({min(values):{form}}-{max(values):{form}})"
+
+
+def main(benchmark: Benchmark) -> None:
+    """Prints the table as Markdown."""
+    data.load("mnist", 28, 1)  # fetched before anything is timed
+    if benchmark.profile:
+        print(profile(benchmark.profile))
+        return
+    precision, reason = pick_precision("auto", torch.device("cpu"))
+    threads, version = torch.get_num_threads(), torch.__version__
+    print(f"{threads} threads, torch {version}, ours in {precision} ({reason}), {benchmark.rounds} rounds: median (range)\n")
+    titles = ["plain, images/s", "ours, images/s", "ratio", "ours in fp32", "share of peak", "peak, GFLOP/s", "memory, GB", "start, s"]
+    print("| model | batch |", " | ".join(titles), "|")
+    print("|---|---|" + "---|" * len(titles))
+    for model in benchmark.models:
+        rounds = []
+        for _ in range(benchmark.rounds):
+            top, slow = in_fresh_process(peak, precision), in_fresh_process(plain, model)
+            (fast, memory), (fp32, _) = in_fresh_process(ours, model, precision), in_fresh_process(ours, model, "fp32")
+            rounds.append((slow, fast, fast / slow, fp32, fast * flops_per_image(model) / top, top / 1e9, memory, first_step(model)))
+        forms = (".0f", ".0f", ".1f", ".0f", ".0%", ".0f", ".2f", ".1f")
+        columns = [spread(list(values), form) for values, form in zip(zip(*rounds, strict=True), forms, strict=True)]
+        print("|", " | ".join([model, str(gan_mnist.Config(model=model).batch_size), *columns]), "|", flush=True)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Benchmark))

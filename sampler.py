@@ -1,0 +1,138 @@
+"""Look at a trained generator. Nothing but its file of weights is needed.
+
+    python sampler.py grid models/gan_mnist_batchnorm.safetensors
+    python sampler.py interpolate models/gan_mnist_batchnorm.safetensors
+    python sampler.py export models/gan_mnist_batchnorm.safetensors --count 10000 --seed 0 --out samples.npz
+"""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+import tyro
+from torch import nn
+
+import gan_mnist
+from utils.files import UserError, replacing, require_positive
+from utils.images import grid as arrange
+from utils.images import save_gif, save_png, to_uint8
+from utils.models import fill_generator, read_generator
+from utils.run import command_line
+
+EXPERIMENTS = {"gan_mnist": gan_mnist}
+LATENT_BLOCK = 64  # drawn at once: torch's generators give other numbers for other shapes
+
+Model = tyro.conf.Positional[Path]
+
+
+def load_generator(model: Path) -> nn.Module:
+    """The generator in a file of weights, ready to sample, on the CPU; UserError where the file can't be used."""
+    experiment, constants, weights = read_generator(model)
+    if experiment not in EXPERIMENTS:
+        raise UserError(f"{model} was made by the experiment '{experiment}', expected one of {', '.join(EXPERIMENTS)}: give another file")
+    module = EXPERIMENTS[experiment]
+    try:
+        generator = module.make_generator(module.Config(**constants))
+    except (TypeError, KeyError) as error:
+        raise UserError(f"the Config in {model} is not one of {experiment} ({error}): train the generator again") from error
+    return fill_generator(generator, weights, model)
+
+
+def latents(generator: nn.Module, count: int, seed: int) -> torch.Tensor:
+    """`count` points of the generator's latent space, float32; the first ones are the same for every count."""
+    rng = torch.Generator().manual_seed(seed)
+    blocks = [generator.latent(LATENT_BLOCK, "cpu", rng) for _ in range(math.ceil(count / LATENT_BLOCK))]
+    return torch.cat(blocks)[:count]
+
+
+@torch.no_grad()
+def images(generator: nn.Module, z: torch.Tensor, batch_size: int = 500) -> torch.Tensor:
+    """The generator's images of `z`, uint8 N x C x H x W.
+
+    Computed in float64: its rounding, which differs with the batch size and the machine, never reaches a pixel.
+    """
+    generator = generator.double()
+    return torch.cat([to_uint8(generator(part.double()), *generator.pixels) for part in z.split(batch_size)])
+
+
+def between(a: torch.Tensor, b: torch.Tensor, share: float, noise: str) -> torch.Tensor:
+    """Points on the way from a to b (N x latent), after a share of it in [0, 1).
+
+    Normal noise lives near a sphere, which the straight way leaves: along the great circle (Shoemake 1985). Uniform noise
+    fills a cube, which the straight way never leaves.
+    """
+    if noise == "uniform":
+        return torch.lerp(a, b, share)
+    angle = torch.acos(torch.cosine_similarity(a, b, dim=1).clamp(-1 + 1e-6, 1 - 1e-6)).unsqueeze(1)
+    return (torch.sin((1 - share) * angle) * a + torch.sin(share * angle) * b) / torch.sin(angle)
+
+
+def grid(model: Model, seed: int = 0, rows: int = 10, columns: int = 10, out: Path | None = None) -> None:
+    """Write a PNG of samples.
+
+    Args:
+        model: The file of weights.
+        seed: Of the samples.
+        rows: Of images.
+        columns: Of images.
+        out: The PNG (by default outputs/<model>/grid.png).
+    """
+    require_positive(rows=rows, columns=columns)
+    generator = load_generator(model)
+    out = out or Path("outputs") / model.stem / "grid.png"
+    save_png(arrange(images(generator, latents(generator, rows * columns, seed)), columns), out)
+    print(out)
+
+
+def interpolate(
+    model: Model, seed: int = 0, rows: int = 4, columns: int = 8, points: int = 6, steps: int = 12, out: Path | None = None
+) -> None:
+    """Write a GIF that walks between random points of the latent space and ends where it began.
+
+    Args:
+        model: The file of weights.
+        seed: Of the points.
+        rows: Of images.
+        columns: Of images; each walks by itself.
+        points: That each image passes.
+        steps: From a point to the next.
+        out: The GIF (by default gif/<model>_interpolation.gif).
+    """
+    require_positive(rows=rows, columns=columns, points=points, steps=steps)
+    generator = load_generator(model)
+    out = out or Path("gif") / f"{model.stem}_interpolation.gif"
+    stops = latents(generator, rows * columns * points, seed).split(rows * columns)
+    ways = zip(stops, [*stops[1:], stops[0]], strict=True)
+    frames = [between(a, b, step / steps, generator.noise) for a, b in ways for step in range(steps)]
+    save_gif([arrange(images(generator, z), columns) for z in frames], out, seconds=0.08)
+    print(out)
+
+
+def export(model: Model, count: int = 10_000, seed: int = 0, out: str = "samples.npz") -> None:
+    """Write samples for other tools: the same seed gives the same bytes.
+
+    Args:
+        model: The file of weights.
+        count: Of samples.
+        seed: Of the samples.
+        out: An .npz (key images: uint8, N x H x W x C), or a folder, with a / at its end, for PNGs.
+    """
+    require_positive(count=count)
+    folder = out.endswith("/") or Path(out).is_dir()
+    if not folder and not out.endswith(".npz"):
+        raise UserError(f"can't tell what {out} should be: give a name that ends in .npz, or a folder with a / at its end")
+    generator = load_generator(model)
+    samples = images(generator, latents(generator, count, seed))
+    if folder:
+        for number, sample in enumerate(samples):
+            save_png(arrange(sample.unsqueeze(0), gap=0), Path(out) / f"{number:05d}.png")
+    else:
+        with replacing(out) as part:
+            np.savez(part, images=samples.permute(0, 2, 3, 1).numpy())
+    print(out)
+
+
+if __name__ == "__main__":
+    commands = {"grid": grid, "interpolate": interpolate, "export": export}
+    command_line(lambda: tyro.extras.subcommand_cli_from_dict(commands, description=__doc__))

@@ -1,0 +1,63 @@
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+PROJECT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def digits():
+    """The first 300 training images of MNIST, uint8 300 x 1 x 28 x 28."""
+    sprite = np.asarray(Image.open(Path(__file__).parent / "digits.png"))
+    return torch.from_numpy(sprite.reshape(15, 28, 20, 28).transpose(0, 2, 1, 3).reshape(300, 1, 28, 28).copy())
+
+
+@pytest.fixture(scope="session")
+def digit_folder(digits, tmp_path_factory):
+    """The same as a folder of pictures."""
+    folder = tmp_path_factory.mktemp("digits")
+    for number, image in enumerate(digits):
+        Image.fromarray(image[0].numpy()).save(folder / f"{number:03d}.png")
+    return folder
+
+
+@pytest.fixture
+def shell(monkeypatch, capsys):
+    """Runs a script of the project as the shell would, but in this process: (status, stdout, stderr)."""
+
+    def run(script, *arguments):
+        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+        status = 0
+        try:
+            runpy.run_path(str(PROJECT / script), run_name="__main__")
+        except SystemExit as end:
+            status = end.code or 0
+        return status, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def process():
+    """Starts a script of the project in a process of its own."""
+
+    def start(script, *arguments, **options):
+        command = [sys.executable, str(PROJECT / script), *map(str, arguments)]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+    return start
+
+
+def assert_one_sentence(status, stderr, *words):
+    """Bad input: status 2 and one line that says these words, not a traceback."""
+    assert status == 2
+    assert len(stderr.strip().splitlines()) == 1, stderr
+    assert "Traceback" not in stderr
+    for word in words:
+        assert word in stderr

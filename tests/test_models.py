@@ -1,0 +1,79 @@
+import json
+import pickle
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from gan_mnist import Config, make_generator
+from sampler import images, latents, load_generator
+from utils.files import UserError, replacing
+from utils.models import save_generator
+
+
+@pytest.fixture
+def saved(tmp_path):
+    torch.manual_seed(0)
+    generator = make_generator(Config(model="batchnorm"))
+    generator(generator.latent(100, "cpu"))  # batch norm's statistics aren't those it starts with
+    save_generator(tmp_path / "a.safetensors", generator, "gan_mnist", Config(model="batchnorm"), epoch=7, loss_d=1.25)
+    return generator.eval(), tmp_path / "a.safetensors"
+
+
+def test_half_the_bytes_make_the_same_pictures(saved):
+    generator, path = saved
+    z = latents(generator, 50, 0)
+    difference = images(load_generator(path), z).int() - images(generator, z).int()
+    assert difference.abs().max() <= 1
+    with safe_open(path, "pt") as file:
+        assert (file.metadata()["epoch"], file.metadata()["loss_d"]) == ("7", "1.25")
+    assert path.stat().st_size < 2.1 * sum(weight.numel() for weight in generator.parameters())
+
+
+def rewrite(path, weights=None, **header):
+    with safe_open(path, "pt") as file:
+        old = file.metadata()
+    save_file(weights or load_file(path), path, {**old, **header})
+
+
+@pytest.mark.parametrize(
+    ("harm", "words"),
+    [
+        (lambda path: path.unlink(), "no file"),
+        (lambda path: path.write_bytes(b""), "no whole file of weights"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-1000]), "no whole file of weights"),
+        (lambda path: path.write_bytes(path.read_bytes()[:100]), "no whole file of weights"),
+        (lambda path: path.write_bytes(b"\xff" * 1000), "no whole file of weights"),
+        (lambda path: path.write_bytes(pickle.dumps({"a": 1})), "no whole file of weights"),
+        (lambda path: save_file({"a": torch.zeros(3)}, path), "format 'none', expected 'gan 1'"),
+        (lambda path: rewrite(path, format="gan 99"), "format 'gan 99', expected 'gan 1'"),
+        (lambda path: rewrite(path, experiment="gan_mars"), "made by the experiment 'gan_mars', expected one of gan_mnist"),
+        (lambda path: rewrite(path, config="[1]"), "holds no Config"),
+        (lambda path: rewrite(path, config="{"), "no whole file of weights"),
+        (lambda path: rewrite(path, config=json.dumps({"wings": 2})), "not one of gan_mnist"),
+        (lambda path: rewrite(path, config=json.dumps({"model": "dcgan"})), "no model named"),
+        (lambda path: rewrite(path, config=json.dumps({"model": "leaky"})), "don't fit the Config"),
+        (lambda path: rewrite(path, weights={"a": torch.zeros(3)}), "don't fit the Config"),
+    ],
+)
+def test_a_file_that_is_not_a_generator_is_refused(saved, harm, words):
+    harm(saved[1])
+    with pytest.raises(UserError, match=words):
+        load_generator(saved[1])
+
+
+def test_a_file_is_whole_or_not_there(tmp_path):
+    target = tmp_path / "deep" / "a.txt"
+
+    def write(fail):
+        with replacing(target) as part:
+            part.write_text("half")
+            if fail:
+                raise ValueError("half-way")
+
+    with pytest.raises(ValueError, match="half-way"):
+        write(fail=True)
+    assert not list(target.parent.iterdir())
+    write(fail=False)
+    assert [path.name for path in target.parent.iterdir()] == ["a.txt"]

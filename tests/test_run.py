@@ -1,0 +1,168 @@
+"""Short trainings on a few real digits: what they leave, and that seeds, resuming and precisions do what they say."""
+
+import csv
+import json
+import math
+
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from gan_mnist import Config, make_generator, train
+from sampler import images, latents
+from utils.files import UserError
+from utils.models import fill_generator, read_generator
+
+MODELS = ["maxout", "batchnorm", "leaky"]
+
+
+@pytest.fixture
+def config(digit_folder, tmp_path):
+    """A Config of a short run: 3 steps an epoch."""
+
+    def make(**constants):
+        return Config(**{"data": str(digit_folder), "root": str(tmp_path), "epochs": 2, "batch_size": 100, "device": "cpu", **constants})
+
+    return make
+
+
+def weights(root, name):
+    return read_generator(root / "models" / f"{name}.safetensors")[2]
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def rows(root, name):
+    with open(root / "outputs" / name / "metrics.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_run_leaves_what_it_promises(config, tmp_path, model, capsys):
+    train(config(model=model, keep_every=2, epochs=3))
+    name = f"gan_mnist_{model}"
+    outputs = tmp_path / "outputs" / name
+    left = {path.name for path in outputs.iterdir()}
+    pictures = {"real.png", "curves.png", *(f"epoch_000{epoch}.png" for epoch in (1, 2, 3))}
+    assert left == {"config.json", "metrics.csv", "checkpoint.pt", "tensorboard", *pictures}
+    assert json.loads((outputs / "config.json").read_text())["model"] == model
+    for picture in pictures - {"curves.png"}:
+        assert Image.open(outputs / picture).size == (302, 302)
+    gif = Image.open(tmp_path / "gif" / f"{name}.gif")
+    assert gif.n_frames == 3
+    assert gif.info["loop"] == 0
+
+    table = rows(tmp_path, name)
+    assert list(table[0]) == ["epoch", "loss_d", "loss_g", "d_real", "d_fake", "accuracy_d", "seconds", "images_per_second"]
+    assert [row["epoch"] for row in table] == ["1", "2", "3"]
+    assert all(math.isfinite(float(value)) for row in table for value in row.values())
+    assert all(0 <= float(row[column]) <= 1 for row in table for column in ("d_real", "d_fake", "accuracy_d"))
+
+    with safe_open(tmp_path / "models" / f"{name}.safetensors", "pt") as file:
+        header = file.metadata()
+    assert header["experiment"] == "gan_mnist"
+    assert json.loads(header["config"])["model"] == model
+    (kept,) = (tmp_path / "models" / name).iterdir()
+    with safe_open(kept, "pt") as file:
+        assert file.metadata()["loss_d"] == table[1]["loss_d"]
+
+    events = EventAccumulator(str(outputs / "tensorboard")).Reload()
+    assert {"loss_d", "loss_g", "accuracy_d"} <= set(events.Tags()["scalars"])
+    assert set(events.Tags()["images"]) == {"real", "fake"}
+    assert len(events.Scalars("loss_d")) == 3
+
+    said = capsys.readouterr()
+    assert name in said.out.splitlines()[0]
+    for word in ("epoch 3/3", "loss_d", "loss_g", "d_real", "d_fake", "accuracy_d", "images/s", "left"):
+        assert word in said.err
+    assert said.err.count("\n") == 1  # one bar
+
+
+def test_the_seed_decides(config, tmp_path):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        train(config(name=name, seed=seed, epochs=1))
+    assert same(weights(tmp_path, "a"), weights(tmp_path, "b"))
+    assert not same(weights(tmp_path, "a"), weights(tmp_path, "c"))
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_resumed_run_ends_where_an_uninterrupted_one_does(config, tmp_path, model):
+    train(config(model=model, name="whole", epochs=3))
+    train(config(model=model, name="parts", epochs=1))
+    train(config(model=model, name="parts", epochs=3, resume=True))
+    assert same(weights(tmp_path, "whole"), weights(tmp_path, "parts"))
+    drop = {"seconds", "images_per_second"}
+    whole, parts = ([{k: v for k, v in row.items() if k not in drop} for row in rows(tmp_path, name)] for name in ("whole", "parts"))
+    assert whole == parts
+    assert Image.open(tmp_path / "gif" / "parts.gif").n_frames == 3
+
+
+def test_a_resumed_run_keeps_its_constants(config, tmp_path):
+    with pytest.raises(UserError, match="nothing to resume"):
+        train(config(resume=True))
+    assert not list(tmp_path.iterdir())
+    train(config(epochs=1))
+    with pytest.raises(UserError, match="learning_rate was 0.1 .* is 0.2 now"):
+        train(config(resume=True, learning_rate=0.2))
+
+
+def test_a_new_run_of_a_name_leaves_nothing_of_the_old_one(config, tmp_path):
+    train(config(name="a", epochs=3))
+    train(config(name="a", epochs=1))
+    assert [path.name for path in (tmp_path / "outputs" / "a").glob("epoch_*")] == ["epoch_0001.png"]
+    assert len(rows(tmp_path, "a")) == 1
+    assert len(list((tmp_path / "outputs" / "a" / "tensorboard").iterdir())) == 1
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_short_numbers_go_the_way_of_fp32(config, tmp_path, model, precision):
+    for name in ("fp32", precision):
+        train(config(model=model, name=name, precision=name, epochs=3))
+    for exact, short in zip(rows(tmp_path, "fp32"), rows(tmp_path, precision), strict=True):
+        for column in ("loss_d", "loss_g"):
+            # bf16 has 8 significant bits: a loss of around 1 after 9 steps of at most 0.1 is off by a few percent at most.
+            assert float(short[column]) == pytest.approx(float(exact[column]), abs=0.05)
+
+
+@pytest.mark.parametrize("model", ["maxout", "batchnorm"])
+def test_the_papers_game_does_not_collapse(config, tmp_path, model, digits):
+    """Public PyTorch versions of it make the same image of every z after one step; here the images differ after 60."""
+    train(config(model=model, epochs=20, name="a"))
+    path = tmp_path / "models" / "a.safetensors"
+    generator = fill_generator(make_generator(config(model=model)), read_generator(path)[2], path)
+    spread = images(generator, latents(generator, 100, 0)).float().std(0).mean()
+    assert spread > 0.1 * digits.float().std(0).mean()
+
+
+@pytest.mark.parametrize(
+    ("constants", "words"),
+    [
+        ({"epochs": 0}, "epochs is 0"),
+        ({"epochs": -3}, "epochs is -3"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"learning_rate": -0.1}, "learning_rate is -0.1"),
+        ({"learning_rate": math.nan}, "learning_rate is nan"),
+        ({"batch_size": 301}, "300 images, fewer than a batch of 301"),
+        ({"keep_every": -1}, "keep_every is -1"),
+        ({"data": "no/such/folder"}, "no data named"),
+        ({"model": "dcgan"}, "no model named"),
+        ({"device": "cuda:99"}, "no device"),
+        ({"name": "a/b"}, "has a folder in it"),
+    ],
+)
+def test_constants_that_make_no_sense_are_refused_before_anything_is_written(config, tmp_path, constants, words):
+    with pytest.raises(UserError, match=words):
+        train(config(**constants))
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unwritable_root_is_refused(config, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match="can't write .*choose a place"):
+        train(config(root=str(tmp_path / "file")))
+    assert (tmp_path / "file").read_text() == "in the way"

@@ -1,0 +1,84 @@
+"""The scripts as people start them."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import PROJECT, assert_one_sentence
+
+
+def test_train_then_sample(process, digit_folder, tmp_path):
+    trained = process("gan_mnist.py", "--data", digit_folder, "--epochs", 1, "--root", tmp_path, cwd=tmp_path)
+    _, err = trained.communicate(timeout=120)
+    assert trained.returncode == 0, err
+    sampled = process("sampler.py", "grid", tmp_path / "models/gan_mnist_batchnorm.safetensors", cwd=tmp_path)
+    assert sampled.communicate(timeout=120)[0].strip() == "outputs/gan_mnist_batchnorm/grid.png"
+    assert (tmp_path / "outputs/gan_mnist_batchnorm/grid.png").exists()
+
+
+def test_ctrl_c_saves_what_there_is_and_the_run_goes_on_later(process, digit_folder, tmp_path):
+    arguments = ["gan_mnist.py", "--data", digit_folder, "--root", tmp_path, "--name", "a"]
+    stopped = process(*arguments, "--epochs", 100_000)
+    metrics = tmp_path / "outputs" / "a" / "metrics.csv"
+    deadline = time.monotonic() + 60
+    while not (metrics.exists() and len(metrics.read_text().splitlines()) > 3):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    stopped.send_signal(signal.SIGINT)
+    out, err = stopped.communicate(timeout=60)
+    assert stopped.returncode == 130, err
+    assert "Traceback" not in err
+    assert "stopped, saved" in out
+    for path in ("models/a.safetensors", "gif/a.gif", "outputs/a/curves.png", "outputs/a/checkpoint.pt"):
+        assert (tmp_path / path).exists()
+    assert not list(tmp_path.rglob(".unfinished-*"))
+    epochs = len(metrics.read_text().splitlines()) - 1
+    resumed = process(*arguments, "--epochs", epochs + 2, "--resume")
+    _, err = resumed.communicate(timeout=120)
+    assert resumed.returncode == 0, err
+    assert len(metrics.read_text().splitlines()) - 1 == epochs + 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--model", "dcgan"], ["no model named 'dcgan'", "maxout, batchnorm, leaky"]),
+        (["--data", "mnits"], ["no data named 'mnits'", "fashion-mnist"]),
+        (["--epochs", "0"], ["epochs is 0"]),
+        (["--learning-rate", "-1"], ["learning_rate is -1"]),
+        (["--batch-size", "-5"], ["batch_size is -5"]),
+        (["--device", "cuda:77"], ["no device cuda:77", "--device auto"]),
+        (["--precision", "fp8"], ["no precision named 'fp8'"]),
+        (["--root", "/dev/null/x"], ["can't write", "/dev/null/x"]),
+    ],
+)
+def test_bad_constants_end_with_one_sentence(shell, digit_folder, tmp_path, monkeypatch, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    status, _, said = shell("gan_mnist.py", "--data", digit_folder, *arguments)
+    assert_one_sentence(status, said, *words)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_no_number_is_refused_too(shell):
+    status, _, said = shell("gan_mnist.py", "--epochs", "many")
+    assert status == 2
+    assert "--epochs" in said
+    assert "Traceback" not in said
+
+
+def test_help_explains_every_constant(shell):
+    status, said, _ = shell("gan_mnist.py", "--help")
+    assert status == 0
+    for word in ("--model", "--epochs", "--data", "--learning-rate", "Passes over the training images", "--keep-every", "--resume"):
+        assert word in said
+
+
+def test_importing_does_nothing(tmp_path):
+    code = "import gan_mnist, sampler; from pathlib import Path; print(len(list(Path('.').iterdir())))"
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "0\n"
+    assert done.stderr == ""
