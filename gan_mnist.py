@@ -10,7 +10,7 @@ until the generator's images can't be told from the data. The constant `model` c
     batchnorm  the same game, with batch normalisation in the generator
     leaky      what tutorials train: LeakyReLU, dropout, tanh, Adam, the players taking turns
 
-Digits appear in gif/gan_mnist_<model>.gif within two minutes on two CPU cores.
+Each epoch adds a grid of digits to outputs/gan_mnist_<model>/; gif/gan_mnist_<model>.gif shows them one after the other.
 
     python gan_mnist.py
     python gan_mnist.py --model maxout --epochs 250

@@ -10,10 +10,9 @@ from PIL import Image
 from safetensors import safe_open
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from gan_mnist import Config, make_generator, train
-from sampler import images, latents
+from gan_mnist import Config, train
 from utils.files import UserError
-from utils.models import fill_generator, read_generator
+from utils.models import read_generator
 
 MODELS = ["maxout", "batchnorm", "leaky"]
 
@@ -129,16 +128,6 @@ def test_short_numbers_go_the_way_of_fp32(config, tmp_path, model, precision):
             assert float(short[column]) == pytest.approx(float(exact[column]), abs=0.05)
 
 
-@pytest.mark.parametrize("model", ["maxout", "batchnorm"])
-def test_the_papers_game_does_not_collapse(config, tmp_path, model, digits):
-    """Public PyTorch versions of it make the same image of every z after one step; here the images differ after 60."""
-    train(config(model=model, epochs=20, name="a"))
-    path = tmp_path / "models" / "a.safetensors"
-    generator = fill_generator(make_generator(config(model=model)), read_generator(path)[2], path)
-    spread = images(generator, latents(generator, 100, 0)).float().std(0).mean()
-    assert spread > 0.1 * digits.float().std(0).mean()
-
-
 @pytest.mark.parametrize(
     ("constants", "words"),
     [
@@ -149,6 +138,7 @@ def test_the_papers_game_does_not_collapse(config, tmp_path, model, digits):
         ({"learning_rate": math.nan}, "learning_rate is nan"),
         ({"batch_size": 301}, "300 images, fewer than a batch of 301"),
         ({"keep_every": -1}, "keep_every is -1"),
+        ({"held_out": -1}, "held_out is -1"),
         ({"data": "no/such/folder"}, "no data named"),
         ({"model": "dcgan"}, "no model named"),
         ({"device": "cuda:99"}, "no device"),

@@ -22,6 +22,7 @@ from utils import data
 from utils.device import keep_freed_memory, pick_device, pick_precision
 from utils.files import UserError, replacing, require_positive
 from utils.images import captioned, grid, save_curves, save_gif, save_png, to_uint8
+from utils.known import KNOWN
 from utils.models import save_generator
 
 SECONDS_BETWEEN_READINGS = 0.5  # of the numbers in the progress bar: each reading waits for the device
@@ -76,9 +77,11 @@ class Run:
 
     def load(self, source: str, size: int, channels: int, held_out: int = 0) -> torch.Tensor:
         """The training images, uint8 N x C x H x W on the device; of a known set without its last `held_out`."""
+        if held_out < 0:
+            raise UserError(f"held_out is {held_out}, expected 0 or a number of images: give --held-out another value")
         images = data.load(source, size, channels).images
-        if source in data.KNOWN and held_out:
-            images = images[:-held_out]
+        if source in KNOWN:
+            images = images[: max(len(images) - held_out, 0)]
         if len(images) < self.config.batch_size:
             batch = self.config.batch_size
             raise UserError(f"{source} has {len(images)} images, fewer than a batch of {batch}: give a smaller --batch-size or more images")
@@ -127,7 +130,7 @@ class Run:
         size = self.config.batch_size
         if self.bar is None:
             epoch = len(images) // size * size
-            print(f"{self.name}: {len(images):,} images, on {self.device} in {self.precision} ({self.reason})")
+            print(f"{len(images):,} images, on {self.device} in {self.precision} ({self.reason}); pictures in {self.outputs}/")
             self.bar = tqdm(
                 total=self.config.epochs * epoch,
                 initial=(self.epoch - 1) * epoch,
