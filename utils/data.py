@@ -40,7 +40,7 @@ def batches(
     """
     order = torch.randperm(len(images), generator=rng).to(images.device)
     for start in range(0, len(images) - batch_size + 1, batch_size):
-        batch = images[order[start : start + batch_size]].float()
+        batch = images.index_select(0, order[start : start + batch_size]).float()
         yield batch.mul_((high - low) / 255).add_(low)
 
 
