@@ -28,8 +28,8 @@ from torch import nn
 from torch.optim import SGD, Adam, Optimizer
 
 from utils.device import Dropout
-from utils.files import UserError, require_positive
-from utils.run import Run, command_line
+from utils.run import Run
+from utils.shell import UserError, command_line, require_positive
 
 
 @dataclass
@@ -64,8 +64,10 @@ class Config:
     """Go on from the last whole epoch of the run of this name."""
 
     def __post_init__(self) -> None:
-        self.batch_size = self.batch_size if self.batch_size is not None else 256 if self.model == "leaky" else 100
-        self.learning_rate = self.learning_rate if self.learning_rate is not None else 2e-4 if self.model == "leaky" else 0.1
+        if self.batch_size is None:
+            self.batch_size = 256 if self.model == "leaky" else 100
+        if self.learning_rate is None:
+            self.learning_rate = 0.0002 if self.model == "leaky" else 0.1
 
 
 class MaxoutGenerator(nn.Module):
@@ -96,7 +98,8 @@ class MaxoutGenerator(nn.Module):
         images: uint8 N x 1 x 28 x 28.
         """
         means = images.flatten(1).float().mean(0) / 255
-        self.layers[-3].bias.data.copy_(means.clamp(1e-7, 1 - 1e-7).logit())
+        output = self.layers[-3]  # before the sigmoid and the reshaping
+        output.bias.data.copy_(means.clamp(1e-7, 1 - 1e-7).logit())
 
 
 class MaxoutDiscriminator(nn.Module):
@@ -191,6 +194,7 @@ class LeakyDiscriminator(nn.Module):
         return self.layers(x).squeeze(1).float()
 
 
+BAR = {"loss_d": "loss D", "loss_g": "G", "d_real": "D(real)", "d_fake": "D(fake)", "accuracy_d": "acc"}
 CURVES = {
     "losses": {"loss_d": "D: -log D(x) - log(1 - D(G(z)))", "loss_g": "G: -log D(G(z))"},
     "share that D tells right": {"accuracy_d": "D's accuracy"},
@@ -250,6 +254,7 @@ def take_turns(run: Run, generator: nn.Module, discriminator: nn.Module, adam_g:
     run.log(**readings(loss_d, loss_g, logits_real, logits_fake))
 
 
+@torch.no_grad()
 def readings(loss_d: torch.Tensor, loss_g: torch.Tensor, logits_real: torch.Tensor, logits_fake: torch.Tensor) -> dict[str, torch.Tensor]:
     """What the progress bar and metrics.csv show of a step; accuracy_d is the share of real and fake images that D tells right."""
     d_real, d_fake = logits_real.sigmoid(), logits_fake.sigmoid()
@@ -265,16 +270,16 @@ def paper_schedule(sgd: Optimizer, first_rate: float, update: int, epoch: int) -
     Their velocity holds the rates of the past (v = momentum * v - rate * gradient), PyTorch's is multiplied by the present rate
     when the weights move; the ratio of two successive rates makes one the other.
     """
-    before, rate = (max(first_rate / 1.000004**count, 1e-6) for count in (update - 1, update))
+    before, rate = (max(first_rate / 1.000004**count, min(first_rate, 1e-6)) for count in (update - 1, update))
     momentum = 0.5 + 0.2 * min((epoch - 1) / 249, 1)
     for group in sgd.param_groups:
         group.update(lr=rate, momentum=momentum * before / rate)
 
 
 def train(config: Config) -> None:
-    """One whole run; utils/run.py says what it leaves. Raises UserError for constants or data that can't be used."""
+    """One whole run; Run says what it leaves. Raises UserError for constants or data that can't be used."""
     require_positive(learning_rate=config.learning_rate)
-    run = Run(config, "gan_mnist", config.model)
+    run = Run(config, "gan_mnist", config.model, BAR)
     generator, discriminator = run.place(make_generator(config), DISCRIMINATORS[config.model]())
     images = run.load(config.data, size=28, channels=1, held_out=config.held_out)
     networks, rate = (generator, discriminator), config.learning_rate
@@ -282,9 +287,10 @@ def train(config: Config) -> None:
         optimizer_g, optimizer_d = (Adam(net.parameters(), rate, betas=(0.5, 0.999), fused=True) for net in networks)
     else:
         generator.start_from_marginals(images)
-        optimizer_g, optimizer_d = (SGD(net.parameters(), rate, momentum=0.5, fused=True) for net in networks)
+        fused = run.precision != "fp16"  # where a step that overflows is left out, the fused SGD's velocity would start as garbage
+        optimizer_g, optimizer_d = (SGD(net.parameters(), rate, momentum=0.5, fused=fused) for net in networks)
     players = (generator, discriminator, optimizer_g, optimizer_d)
-    run.track(**dict(zip(("generator", "discriminator", "optimizer_g", "optimizer_d"), players, strict=True)))
+    run.track(generator=generator, discriminator=discriminator, optimizer_g=optimizer_g, optimizer_d=optimizer_d)
     fixed_z = generator.latent(100, "cpu", torch.Generator().manual_seed(config.seed)).to(run.device)
 
     for epoch in run.epochs():

@@ -14,11 +14,11 @@ import tyro
 from torch import nn
 
 import gan_mnist
-from utils.files import UserError, replacing, require_positive
+from utils.files import replacing
 from utils.images import grid as arrange
 from utils.images import save_gif, save_png, to_uint8
 from utils.models import fill_generator, read_generator
-from utils.run import command_line
+from utils.shell import UserError, command_line, require_positive, require_seed
 
 EXPERIMENTS = {"gan_mnist": gan_mnist}
 LATENT_BLOCK = 64  # drawn at once: torch's generators give other numbers for other shapes
@@ -48,9 +48,9 @@ def latents(generator: nn.Module, count: int, seed: int) -> torch.Tensor:
 
 @torch.no_grad()
 def images(generator: nn.Module, z: torch.Tensor, batch_size: int = 500) -> torch.Tensor:
-    """The generator's images of `z`, uint8 N x C x H x W.
+    """The generator's images of `z`, uint8 N x C x H x W. It is float64 from then on.
 
-    Computed in float64: its rounding, which differs with the batch size and the machine, never reaches a pixel.
+    In float64 the rounding, which differs with the batch size and the machine, doesn't reach a pixel.
     """
     generator = generator.double()
     return torch.cat([to_uint8(generator(part.double()), *generator.pixels) for part in z.split(batch_size)])
@@ -79,8 +79,9 @@ def grid(model: Model, seed: int = 0, rows: int = 10, columns: int = 10, out: Pa
         out: The PNG (by default outputs/<model>/grid.png).
     """
     require_positive(rows=rows, columns=columns)
+    require_seed(seed)
+    out = with_ending(out or Path("outputs") / model.stem / "grid.png", ".png")
     generator = load_generator(model)
-    out = out or Path("outputs") / model.stem / "grid.png"
     save_png(arrange(images(generator, latents(generator, rows * columns, seed)), columns), out)
     print(out)
 
@@ -100,8 +101,9 @@ def interpolate(
         out: The GIF (by default gif/<model>_interpolation.gif).
     """
     require_positive(rows=rows, columns=columns, points=points, steps=steps)
+    require_seed(seed)
+    out = with_ending(out or Path("gif") / f"{model.stem}_interpolation.gif", ".gif")
     generator = load_generator(model)
-    out = out or Path("gif") / f"{model.stem}_interpolation.gif"
     stops = latents(generator, rows * columns * points, seed).split(rows * columns)
     ways = zip(stops, [*stops[1:], stops[0]], strict=True)
     frames = [between(a, b, step / steps, generator.noise) for a, b in ways for step in range(steps)]
@@ -119,9 +121,10 @@ def export(model: Model, count: int = 10_000, seed: int = 0, out: str = "samples
         out: An .npz (key images: uint8, N x H x W x C), or a folder, with a / at its end, for PNGs.
     """
     require_positive(count=count)
+    require_seed(seed)
     folder = out.endswith("/") or Path(out).is_dir()
-    if not folder and not out.endswith(".npz"):
-        raise UserError(f"can't tell what {out} should be: give a name that ends in .npz, or a folder with a / at its end")
+    if not folder:
+        with_ending(Path(out), ".npz")
     generator = load_generator(model)
     samples = images(generator, latents(generator, count, seed))
     if folder:
@@ -131,6 +134,13 @@ def export(model: Model, count: int = 10_000, seed: int = 0, out: str = "samples
         with replacing(out) as part:
             np.savez(part, images=samples.permute(0, 2, 3, 1).numpy())
     print(out)
+
+
+def with_ending(path: Path, ending: str) -> Path:
+    """The path; UserError unless it ends like that."""
+    if path.suffix.lower() != ending:
+        raise UserError(f"can't write to {path}: expected a name that ends in {ending}")
+    return path
 
 
 if __name__ == "__main__":

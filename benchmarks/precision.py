@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import gan_mnist
 from utils.device import pick_precision
 from utils.images import save_png
+from utils.shell import UserError, command_line
 
 COLUMNS = ("loss_d", "loss_g", "accuracy_d")
 
@@ -42,13 +43,16 @@ class Comparison:
 def main(comparison: Comparison) -> None:
     """Prints the table as Markdown."""
     fast, _ = pick_precision("auto", torch.device("cpu"))
+    if fast == "fp32":
+        raise UserError("this CPU has no short floats that are fast, so there is nothing to compare: run it on one with bf16 units")
     model, epochs = comparison.model, comparison.epochs
     ends: dict[str, list[dict[str, float]]] = {"fp32": [], fast: []}
     with tempfile.TemporaryDirectory() as root:
         for seed in range(comparison.seeds):
             for precision in ends:
                 name = f"{precision}_{seed}"
-                gan_mnist.train(gan_mnist.Config(model=model, epochs=epochs, seed=seed, precision=precision, name=name, root=root))
+                constants = {"model": model, "epochs": epochs, "seed": seed, "precision": precision, "device": "cpu"}
+                gan_mnist.train(gan_mnist.Config(**constants, name=name, root=root))
                 with open(Path(root) / "outputs" / name / "metrics.csv", newline="") as file:
                     last = list(csv.DictReader(file))[-1]
                 ends[precision].append({column: float(last[column]) for column in COLUMNS})
@@ -68,4 +72,4 @@ def main(comparison: Comparison) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Comparison))
+    command_line(lambda: main(tyro.cli(Comparison)))

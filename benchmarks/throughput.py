@@ -4,7 +4,8 @@ The plain recipe: a torchvision data set with ToTensor in a DataLoader with two 
 separate passes, PyTorch's own dropout, unfused Adam, .item() every step. The nets and the batch size are the experiment's own.
 
 Each rate is taken in a process of its own, plain and ours in turns, so that neither's memory or threads help the other and both
-see the same weather on a shared machine. Ours is the real `train`, with its progress bar, logs, pictures' grids and checkpoints.
+see the same weather on a shared machine. Ours is the real `train`: all the steps of an epoch, with progress bar and logs. Both run
+on the CPU.
 
     python benchmarks/throughput.py
     python benchmarks/throughput.py --profile maxout
@@ -35,6 +36,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import gan_mnist
 from utils import data
 from utils.device import Dropout, pick_precision
+from utils.shell import command_line
 
 SECONDS = 8  # that the plain recipe is timed for
 WARM_UP = 30  # steps before that
@@ -116,7 +118,7 @@ def plain(model: str) -> float:
 def ours(model: str, precision: str) -> tuple[float, float]:
     """Images/s in the second epoch of a real run, and the process's peak memory in GB."""
     with tempfile.TemporaryDirectory() as root, contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
-        gan_mnist.train(gan_mnist.Config(model=model, precision=precision, epochs=2, root=root))
+        gan_mnist.train(gan_mnist.Config(model=model, precision=precision, epochs=2, root=root, device="cpu"))
         with open(next(Path(root).glob("outputs/*/metrics.csv")), newline="") as file:
             rate = float(list(csv.DictReader(file))[1]["images_per_second"])
     return rate, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
@@ -127,10 +129,12 @@ def first_step(model: str) -> float:
     script = Path(gan_mnist.__file__)
     with tempfile.TemporaryDirectory() as root:
         begun = time.perf_counter()
-        command = [sys.executable, script, "--model", model, "--root", root]
+        command = [sys.executable, script, "--model", model, "--root", root, "--device", "cpu"]
         with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
             said = b""
-            while b"loss_d" not in said:
+            while b"loss D" not in said:
+                if process.poll() is not None:
+                    raise RuntimeError(f"{script} ended before its first step: {said.decode()}")
                 said += process.stderr.read1()
             seconds = time.perf_counter() - begun
             process.kill()
@@ -156,7 +160,7 @@ def profile(model: str) -> str:
     from torch.profiler import profile as profiler
 
     with tempfile.TemporaryDirectory() as root, profiler(activities=[ProfilerActivity.CPU]) as record:
-        gan_mnist.train(gan_mnist.Config(model=model, epochs=1, root=root))
+        gan_mnist.train(gan_mnist.Config(model=model, epochs=1, root=root, device="cpu"))
     return record.key_averages().table(sort_by="self_cpu_time_total", row_limit=20, max_name_column_width=40)
 
 
@@ -189,4 +193,4 @@ def main(benchmark: Benchmark) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Benchmark))
+    command_line(lambda: main(tyro.cli(Benchmark)))

@@ -47,11 +47,17 @@ def shell(monkeypatch, capsys):
 def process():
     """Starts a script of the project in a process of its own."""
 
+    started = []
+
     def start(script, *arguments, **options):
         command = [sys.executable, str(PROJECT / script), *map(str, arguments)]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+        started.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options))
+        return started[-1]
 
-    return start
+    yield start
+    for child in started:
+        child.kill()
+        child.communicate()
 
 
 def assert_one_sentence(status, stderr, *words):

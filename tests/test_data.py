@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from utils import data
-from utils.files import UserError
+from utils.shell import UserError
 
 # Pictures of one's own -----------------------------------------------------------------------------------------------------
 

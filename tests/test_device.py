@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from utils.device import Dropout, pick_device, pick_precision
-from utils.files import UserError
+from utils.shell import UserError
 
 
 @pytest.mark.parametrize("p", [0.2, 0.5])

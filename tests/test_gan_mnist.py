@@ -20,7 +20,7 @@ from gan_mnist import (
     take_turns,
 )
 from utils import data
-from utils.files import UserError
+from utils.shell import UserError
 
 MODELS = ["maxout", "batchnorm", "leaky"]
 
@@ -140,6 +140,9 @@ def test_the_schedule_is_the_papers_rule_exactly():
     assert sgd.param_groups[0]["lr"] == 1e-6
 
 
+RATE = 0.01
+
+
 class PlainRun(SimpleNamespace):
     """What the steps ask of a run, without its plumbing."""
 
@@ -159,13 +162,25 @@ class PlainRun(SimpleNamespace):
 
 
 def players(model):
-    """Players in float64 without dropout, whose generator ignores the draw of z: the same fakes for step and reference."""
+    """Players in float64 without dropout, whose generator ignores the draw of z: the same fakes for step and reference.
+
+    The weights are larger than the paper's, so that every gradient is far above the rounding. `calls` counts D's.
+    """
     generator, discriminator = make_generator(Config(model=model)).double(), DISCRIMINATORS[model]().double().eval()
-    discriminator.forward = lambda x: discriminator.layers(x).squeeze(1)  # without its .float()
+    for weight in discriminator.parameters():
+        if weight.ndim == 2:
+            nn.init.normal_(weight, std=weight.shape[1] ** -0.5)
+    calls = []
+
+    def forward(x):  # without its .float()
+        calls.append(len(x))
+        return discriminator.layers(x).squeeze(1)
+
+    discriminator.forward = forward
     z = generator.latent(20, "cpu").double()
     generator.latent = lambda *_: z
-    optimizers = [torch.optim.SGD(network.parameters(), 0.01) for network in (generator, discriminator)]
-    return z, generator, discriminator, *optimizers
+    optimizers = [torch.optim.SGD(network.parameters(), RATE) for network in (generator, discriminator)]
+    return calls, z, generator, discriminator, *optimizers
 
 
 def weights_of(network):
@@ -176,40 +191,50 @@ def gradients(loss, network):
     return torch.autograd.grad(loss, list(network.parameters()))
 
 
+def assert_moved_along(network, before, expected):
+    """Each weight has moved by -RATE times the gradient expected: the moves are compared, since weights would hide them."""
+    for weight, old, gradient in zip(network.parameters(), before, expected, strict=True):
+        assert gradient.abs().max() > 1e-6 or weight.ndim == 1  # (a bias before batch normalisation has none)
+        torch.testing.assert_close((old - weight.detach()) / RATE, gradient, rtol=1e-6, atol=1e-11)
+
+
 @pytest.mark.parametrize("model", ["maxout", "batchnorm"])
 def test_at_once_moves_both_players_from_the_old_weights(model, digits):
-    z, generator, discriminator, sgd_g, sgd_d = players(model)
+    calls, z, generator, discriminator, sgd_g, sgd_d = players(model)
     real = digits[:20].double() / 255
     # Half of D's cross-entropies, and the non-saturating loss, both at the old weights.
     loss_d = -0.5 * (discriminator(real).sigmoid().log() + (1 - discriminator(generator(z)).sigmoid()).log()).mean()
     loss_g = -discriminator(generator(z)).sigmoid().log().mean()
-    expected_d = [w - 0.01 * g for w, g in zip(weights_of(discriminator), gradients(loss_d, discriminator), strict=True)]
-    expected_g = [w - 0.01 * g for w, g in zip(weights_of(generator), gradients(loss_g, generator), strict=True)]
+    before_d, before_g = weights_of(discriminator), weights_of(generator)
+    by_d, by_g = gradients(loss_d, discriminator), gradients(loss_g, generator)
     run = PlainRun()
+    calls.clear()
     move_at_once(run, generator, discriminator, sgd_g, sgd_d, real)
-    torch.testing.assert_close(weights_of(discriminator), expected_d)
-    torch.testing.assert_close(weights_of(generator), expected_g)
+    assert calls == [40]  # one pass over real and fake, so that both players see the same dropout masks
+    assert_moved_along(discriminator, before_d, by_d)
+    assert_moved_along(generator, before_g, by_g)
     assert run.logged["loss_d"].item() == pytest.approx(2 * loss_d.item())
     assert run.logged["loss_g"].item() == pytest.approx(loss_g.item())
 
 
 def test_in_turns_the_generator_moves_against_the_new_discriminator(digits):
-    z, generator, discriminator, sgd_g, sgd_d = players("leaky")
+    calls, z, generator, discriminator, sgd_g, sgd_d = players("leaky")
     real = digits[:20].double() / 127.5 - 1
-    before = weights_of(discriminator)
+    before_d, before_g = weights_of(discriminator), weights_of(generator)
     loss_d = -(discriminator(real).sigmoid().log() + (1 - discriminator(generator(z)).sigmoid()).log()).mean()
-    expected_d = [w - 0.01 * g for w, g in zip(before, gradients(loss_d, discriminator), strict=True)]
+    by_d = gradients(loss_d, discriminator)
     with torch.no_grad():
-        for weight, value in zip(discriminator.parameters(), expected_d, strict=True):
-            weight.copy_(value)
-    loss_g = -discriminator(generator(z)).sigmoid().log().mean()
-    expected_g = [w - 0.01 * g for w, g in zip(weights_of(generator), gradients(loss_g, generator), strict=True)]
+        for weight, gradient in zip(discriminator.parameters(), by_d, strict=True):
+            weight.sub_(RATE * gradient)
+    by_g = gradients(-discriminator(generator(z)).sigmoid().log().mean(), generator)
     with torch.no_grad():
-        for weight, value in zip(discriminator.parameters(), before, strict=True):
+        for weight, value in zip(discriminator.parameters(), before_d, strict=True):
             weight.copy_(value)
+    calls.clear()
     take_turns(PlainRun(), generator, discriminator, sgd_g, sgd_d, real)
-    torch.testing.assert_close(weights_of(discriminator), expected_d)
-    torch.testing.assert_close(weights_of(generator), expected_g)
+    assert calls == [40, 20]
+    assert_moved_along(discriminator, before_d, by_d)
+    assert_moved_along(generator, before_g, by_g)
 
 
 def test_the_papers_game_does_not_collapse(digits):

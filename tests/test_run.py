@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 
 import pytest
 import torch
@@ -10,9 +11,10 @@ from PIL import Image
 from safetensors import safe_open
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from gan_mnist import Config, train
-from utils.files import UserError
+from gan_mnist import DISCRIMINATORS, Config, make_generator, move_at_once, train
 from utils.models import read_generator
+from utils.run import Run
+from utils.shell import UserError
 
 MODELS = ["maxout", "batchnorm", "leaky"]
 
@@ -72,12 +74,13 @@ def test_a_run_leaves_what_it_promises(config, tmp_path, model, capsys):
     events = EventAccumulator(str(outputs / "tensorboard")).Reload()
     assert {"loss_d", "loss_g", "accuracy_d"} <= set(events.Tags()["scalars"])
     assert set(events.Tags()["images"]) == {"real", "fake"}
-    assert len(events.Scalars("loss_d")) == 3
+    assert [event.step for event in events.Scalars("loss_d")] == [1, 2, 3]
+    assert [event.step for event in events.Images("fake")] == [1, 2, 3]
 
     said = capsys.readouterr()
     assert name in said.out.splitlines()[0]
-    for word in ("epoch 3/3", "loss_d", "loss_g", "d_real", "d_fake", "accuracy_d", "images/s", "left"):
-        assert word in said.err
+    last = said.err.split("\r")[-1]
+    assert re.fullmatch(r"3/3 loss D \S+ G \S+ D\(real\) \S+ D\(fake\) \S+ acc \S+ .* img/s \d\d:\d\d\n", last)
     assert said.err.count("\n") == 1  # one bar
 
 
@@ -110,22 +113,43 @@ def test_a_resumed_run_keeps_its_constants(config, tmp_path):
 
 
 def test_a_new_run_of_a_name_leaves_nothing_of_the_old_one(config, tmp_path):
-    train(config(name="a", epochs=3))
-    train(config(name="a", epochs=1))
+    train(config(name="a", epochs=3, keep_every=1))
+    train(config(name="a", epochs=1, keep_every=1))
+    assert [path.name for path in (tmp_path / "models" / "a").iterdir()] == ["epoch_0001.safetensors"]
     assert [path.name for path in (tmp_path / "outputs" / "a").glob("epoch_*")] == ["epoch_0001.png"]
     assert len(rows(tmp_path, "a")) == 1
     assert len(list((tmp_path / "outputs" / "a" / "tensorboard").iterdir())) == 1
 
 
-@pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_short_numbers_go_the_way_of_fp32(config, tmp_path, model, precision):
+@pytest.mark.parametrize(("precision", "digits_kept"), [("bf16", 8), ("fp16", 11)])
+def test_a_step_in_short_numbers_moves_the_weights_as_fp32_does(config, digits, precision, digits_kept):
+    """Rounding to k binary digits is off by 2^-k at most. So about that share of the maxout units takes another piece, each of
+    which turns its part of the gradient: about sqrt(2^-k) of the whole move's length, more than all other rounding."""
+    moves = {}
     for name in ("fp32", precision):
-        train(config(model=model, name=name, precision=name, epochs=3))
-    for exact, short in zip(rows(tmp_path, "fp32"), rows(tmp_path, precision), strict=True):
-        for column in ("loss_d", "loss_g"):
-            # bf16 has 8 significant bits: a loss of around 1 after 9 steps of at most 0.1 is off by a few percent at most.
-            assert float(short[column]) == pytest.approx(float(exact[column]), abs=0.05)
+        run = Run(config(precision=name), "gan_mnist", "", {})
+        run.log = lambda **_: None
+        generator, discriminator = make_generator(config()), DISCRIMINATORS["maxout"]().eval()
+        for weight in discriminator.parameters():
+            torch.nn.init.normal_(weight, std=weight.shape[-1] ** -0.5)  # larger than the paper's: both players have a way to go
+        players = (generator, discriminator)
+        optimizers = [torch.optim.SGD(network.parameters(), 0.01) for network in players]
+        before = [torch.cat([weight.detach().flatten() for weight in network.parameters()]) for network in players]
+        for real in (digits[:100] / 255, digits[100:200] / 255):
+            move_at_once(run, *players, *optimizers, real)
+        after = [torch.cat([weight.detach().flatten() for weight in network.parameters()]) for network in players]
+        moves[name] = [new - old for new, old in zip(after, before, strict=True)]
+        assert run.scaler.is_enabled() == (name == "fp16")
+    for exact, short in zip(moves["fp32"], moves[precision], strict=True):
+        assert exact.norm() > 0
+        assert 0 < (short - exact).norm() / exact.norm() < 2 ** (-digits_kept / 2)
+
+
+@pytest.mark.parametrize("model", ["maxout", "leaky"])
+def test_a_run_in_fp16_leaves_finite_numbers(config, tmp_path, model):
+    train(config(model=model, precision="fp16", epochs=1, name="a"))
+    assert all(math.isfinite(float(value)) for value in rows(tmp_path, "a")[0].values())
+    assert all(torch.isfinite(weight).all() for weight in weights(tmp_path, "a").values())
 
 
 @pytest.mark.parametrize(
@@ -143,6 +167,10 @@ def test_short_numbers_go_the_way_of_fp32(config, tmp_path, model, precision):
         ({"model": "dcgan"}, "no model named"),
         ({"device": "cuda:99"}, "no device"),
         ({"name": "a/b"}, "has a folder in it"),
+        ({"name": ".."}, "has a folder in it"),
+        ({"seed": -1}, "seed is -1"),
+        ({"seed": 2**64}, "seed is"),
+        ({"precision": "fp8"}, "no precision named"),
     ],
 )
 def test_constants_that_make_no_sense_are_refused_before_anything_is_written(config, tmp_path, constants, words):
@@ -153,6 +181,13 @@ def test_constants_that_make_no_sense_are_refused_before_anything_is_written(con
 
 def test_an_unwritable_root_is_refused(config, tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(UserError, match="can't write .*choose a place"):
-        train(config(root=str(tmp_path / "file")))
+    with pytest.raises(UserError, match="can't write to .*no folder that can be written to"):
+        train(config(root=str(tmp_path / "file"), data="a folder that is asked for later"))
     assert (tmp_path / "file").read_text() == "in the way"
+
+
+def test_the_bar_fits_into_eighty_columns(config, capsys):
+    train(config(epochs=2))
+    bar = capsys.readouterr().err.split("\r")[-1].rstrip("\n")
+    numbers = re.fullmatch(r"2/2 (.* )[█▏▎▍▌▋▊▉]+ \S+ img/s \d\d:\d\d", bar)[1]
+    assert len(f"100/100 {numbers}# 17.5k img/s 59:59") < 80

@@ -52,7 +52,7 @@ def test_ctrl_c_saves_what_there_is_and_the_run_goes_on_later(process, digit_fol
         (["--batch-size", "-5"], ["batch_size is -5"]),
         (["--device", "cuda:77"], ["no device cuda:77", "--device auto"]),
         (["--precision", "fp8"], ["no precision named 'fp8'"]),
-        (["--root", "/dev/null/x"], ["can't write", "/dev/null/x"]),
+        (["--root", "/dev/null/x"], ["can't write to", "/dev/null/x"]),
     ],
 )
 def test_bad_constants_end_with_one_sentence(shell, digit_folder, tmp_path, monkeypatch, arguments, words):
@@ -60,6 +60,19 @@ def test_bad_constants_end_with_one_sentence(shell, digit_folder, tmp_path, monk
     status, _, said = shell("gan_mnist.py", "--data", digit_folder, *arguments)
     assert_one_sentence(status, said, *words)
     assert not list(tmp_path.iterdir())
+
+
+def test_bad_files_end_with_one_sentence_too(process, tmp_path):
+    (tmp_path / "data/MNIST/raw").mkdir(parents=True)
+    for name in ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"):
+        (tmp_path / "data/MNIST/raw" / name).write_bytes(b"truncated")
+    (tmp_path / "a.safetensors").write_bytes(b"truncated")
+    environment = {key: value for key, value in os.environ.items() if key != "GAN_DATA"}
+    trained = process("gan_mnist.py", cwd=tmp_path, env=environment)
+    assert_one_sentence(trained.wait(60), trained.stderr.read(), "train-images-idx3-ubyte is damaged", "delete it")
+    sampled = process("sampler.py", "grid", "a.safetensors", cwd=tmp_path)
+    assert_one_sentence(sampled.wait(60), sampled.stderr.read(), "a.safetensors is no whole file of weights")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.safetensors", "data"]
 
 
 def test_what_is_no_number_is_refused_too(shell):

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from utils.files import UserError
 from utils.known import KNOWN, ImageSet, load_known
+from utils.shell import UserError
 
 MODES = {1: "L", 3: "RGB"}  # Pillow's, by the number of channels
 
@@ -68,18 +68,18 @@ def _fit_picture(picture: Image.Image, size: int, mode: str) -> Image.Image:
 
 def _load_folder(folder: Path, size: int, channels: int) -> torch.Tensor:
     """Every image below a folder, in the order of their paths; those that can't be read are named on stderr and skipped."""
-    endings = Image.registered_extensions()
+    endings = {ending for ending, name in Image.registered_extensions().items() if name in Image.OPEN}
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in endings and path.is_file())
     if not paths:
         raise UserError(f"the folder {folder} has no images: expected files such as .png or .jpg in it or anywhere below it")
     images, broken = [], []
     for path in paths:
         try:
-            with warnings.catch_warnings(), Image.open(path) as picture:
-                warnings.simplefilter("error", Image.DecompressionBombWarning)
-                picture.load()
-                fitted = np.asarray(_fit_picture(picture, size, MODES[channels]))
-                images.append(fitted.reshape(size, size, channels))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # Pillow's, of odd metadata and of sizes that it still reads
+                with Image.open(path) as picture:
+                    fitted = np.asarray(_fit_picture(picture, size, MODES[channels]))
+            images.append(fitted.reshape(size, size, channels))
         except Exception:  # Pillow's decoders raise many kinds
             broken.append(path)
     if broken:

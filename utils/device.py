@@ -7,7 +7,7 @@ import sys
 import torch
 from torch import nn
 
-from utils.files import UserError
+from utils.shell import UserError
 
 
 def pick_device(wanted: str) -> torch.device:

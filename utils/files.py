@@ -1,4 +1,4 @@
-"""Errors a user can act on, and files that are either whole or not there."""
+"""Files that are either whole or not there."""
 
 import os
 import tempfile
@@ -6,16 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-
-class UserError(Exception):
-    """What the user asked for can't be done: one sentence that says what was wrong, what was expected, what to do."""
-
-
-def require_positive(**numbers: float) -> None:
-    """UserError unless each of these is above zero."""
-    for name, value in numbers.items():
-        if not 0 < value < float("inf"):
-            raise UserError(f"{name} is {value}, expected a finite number above zero: give --{name.replace('_', '-')} another value")
+from utils.shell import UserError
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Pictures of a run: grids, GIFs, curves."""
 
 import csv
+import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,7 +36,7 @@ def grid(images: torch.Tensor, columns: int | None = None, gap: int = GAP) -> Im
 def save_png(picture: Image.Image, path: str | Path) -> None:
     """Writes a picture, whole or not at all."""
     with replacing(path) as part:
-        picture.save(part, optimize=True)
+        picture.save(part, "PNG", optimize=True)
 
 
 def captioned(picture: Image.Image, caption: str) -> Image.Image:
@@ -55,11 +56,15 @@ def save_gif(frames: Sequence[Image.Image], path: str | Path, seconds: float = 0
         palette = Image.new("P", (1, 1))
         palette.putpalette([value for shade in shades for value in (shade,) * 3])
     else:
-        palette = frames[-1].quantize(levels)  # one for all frames, or colours would flicker
+        some = frames[:: math.ceil(len(frames) / 8)]
+        strip = Image.new("RGB", (some[0].width, sum(frame.height for frame in some)))
+        for number, frame in enumerate(some):
+            strip.paste(frame, (0, number * frame.height))
+        palette = strip.quantize(levels)  # one for all frames, or colours would flicker
     reduced = [frame.convert("RGB").quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
     durations = [round(1000 * seconds)] * (len(frames) - 1) + [round(1000 * (seconds + hold))]
     with replacing(path) as part:
-        reduced[0].save(part, save_all=True, append_images=reduced[1:], duration=durations, loop=0, optimize=True)
+        reduced[0].save(part, "GIF", save_all=True, append_images=reduced[1:], duration=durations, loop=0, optimize=True)
 
 
 def save_curves(metrics: Path, panels: dict[str, dict[str, str]], theory: dict[str, tuple[str, float]], path: Path) -> None:
@@ -69,6 +74,7 @@ def save_curves(metrics: Path, panels: dict[str, dict[str, str]], theory: dict[s
     """
     from matplotlib.figure import Figure  # here, because it takes half a second that no run should start with
 
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # it tells of its cache the first time
     with open(metrics, newline="") as file:
         rows = list(csv.DictReader(file))
     epochs = [int(row["epoch"]) for row in rows]

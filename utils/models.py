@@ -10,7 +10,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 
-from utils.files import UserError, replacing
+from utils.files import replacing
+from utils.shell import UserError
 
 FORMAT = "gan 1"  # what a header's "format" must say; the number grows when older readers would go wrong
 
@@ -18,7 +19,7 @@ FORMAT = "gan 1"  # what a header's "format" must say; the number grows when old
 def save_generator(path: str | Path, generator: nn.Module, experiment: str, config: Any, **facts: float) -> None:
     """Writes a generator's weights with a header of all it takes to build it again.
 
-    Matrices are stored as 16-bit floats, which halves the file and moves no pixel by more than its rounding; biases and the
+    Matrices are stored as 16-bit floats, which halves the file and moves a pixel by one of 255 levels at most; biases and the
     statistics of batch normalisation stay as they are. facts: numbers to note in the header, such as the epoch and the losses.
     """
     header = {"format": FORMAT, "experiment": experiment, "config": json.dumps(dataclasses.asdict(config))}

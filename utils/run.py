@@ -7,7 +7,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,41 +20,38 @@ from tqdm import tqdm
 
 from utils import data
 from utils.device import keep_freed_memory, pick_device, pick_precision
-from utils.files import UserError, replacing, require_positive
+from utils.files import replacing
 from utils.images import captioned, grid, save_curves, save_gif, save_png, to_uint8
 from utils.known import KNOWN
 from utils.models import save_generator
+from utils.shell import UserError, require_positive, require_seed, require_writable
 
 SECONDS_BETWEEN_READINGS = 0.5  # of the numbers in the progress bar: each reading waits for the device
 GIF_FRAMES = 50
 FREE_TO_CHANGE = {"epochs", "resume", "root", "device"}  # constants that a resumed run may have otherwise
 
 
-def command_line(command: Callable[[], Any]) -> None:
-    """Runs a script's command; what the user got wrong ends it with one sentence on stderr and status 2."""
-    try:
-        command()
-    except UserError as error:
-        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
-
-
 class Run:
-    """One training run, named `config.name` (default: the experiment and its variant), below the folder `config.root`.
+    """One training run, named `config.name` (default: the experiment and its variant). Below the folder `config.root` it leaves
+
+        outputs/<name>/             config.json, metrics.csv, curves.png, real.png, epoch_0001.png and so on, tensorboard/,
+                                    and checkpoint.pt, from which `config.resume` goes on
+        gif/<name>.gif              the epochs' pictures
+        models/<name>.safetensors   the generator; models/<name>/ has those of every `config.keep_every`-th epoch
 
     config: a dataclass with at least the fields name, root, seed, device, precision, epochs, batch_size, keep_every and resume.
-    Raises UserError for constants that make no sense and for a device that isn't there.
+    shown: which of the logged numbers the progress bar shows, under which (short) labels; it has to fit into 80 columns.
+    Raises UserError for constants that make no sense, a device that isn't there, a root that can't be written to.
     """
 
-    def __init__(self, config: Any, experiment: str, variant: str = "") -> None:
+    def __init__(self, config: Any, experiment: str, variant: str, shown: dict[str, str]) -> None:
         require_positive(epochs=config.epochs, batch_size=config.batch_size)
+        require_seed(config.seed)
         if config.keep_every < 0:
             raise UserError(f"keep_every is {config.keep_every}, expected 0 (none) or a number of epochs: give --keep-every another value")
-        self.config, self.experiment = config, experiment
+        self.config, self.experiment, self.shown = config, experiment, shown
         self.name = config.name or "_".join(filter(None, [experiment, variant]))
-        if Path(self.name).name != self.name:
+        if Path(self.name).name != self.name or self.name == "..":
             raise UserError(f"the name '{self.name}' has a folder in it, expected a plain name: give the folder with --root")
         root = Path(config.root)
         self.outputs = root / "outputs" / self.name
@@ -62,17 +59,21 @@ class Run:
         self.weights = root / "models" / f"{self.name}.safetensors"
         self.kept = root / "models" / self.name
         self.checkpoint = self.outputs / "checkpoint.pt"
+        require_writable(self.outputs, self.gif.parent, self.kept)
 
+        keep_freed_memory()
         self.device = pick_device(config.device)
         self.precision, self.reason = pick_precision(config.precision, self.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
-        keep_freed_memory()
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
         torch.manual_seed(config.seed)  # weights, noise, dropout
         self.order = torch.Generator().manual_seed(config.seed)  # the data's
 
         self.parts: dict[str, Any] = {}
         self.rows: list[dict[str, float]] = []
         self.first_epoch, self.stopping, self.whole = 1, False, False
+        self.iteration = 0  # of the whole run, counted from 0
         self.bar: tqdm | None = None
 
     def load(self, source: str, size: int, channels: int, held_out: int = 0) -> torch.Tensor:
@@ -93,7 +94,10 @@ class Run:
         return [module.to(self.device) for module in modules]
 
     def track(self, **parts: Any) -> None:
-        """Names all that a checkpoint holds beside the run itself (anything with a state_dict); with `resume`, fills them from it."""
+        """Names what a checkpoint holds beside the run itself: anything with a state_dict, the generator as `generator`.
+
+        With `config.resume`, they are filled from the checkpoint.
+        """
         self.parts = parts
         if self.config.resume:
             self._resume()
@@ -134,12 +138,11 @@ class Run:
             self.bar = tqdm(
                 total=self.config.epochs * epoch,
                 initial=(self.epoch - 1) * epoch,
-                unit=" images",
+                unit=" img",
                 unit_scale=True,
                 dynamic_ncols=True,
-                bar_format="{desc} |{bar:10}|{postfix} {rate_fmt} {remaining} left",
+                bar_format="{desc}{bar} {rate_fmt} {remaining}",  # {bar} takes what the others leave of the line
             )
-        self.bar.set_description_str(f"epoch {self.epoch}/{self.config.epochs}", refresh=False)
         begun = self.read = time.perf_counter()
         first = (self.epoch - 1) * (len(images) // size)
         for self.iteration, batch in enumerate(data.batches(images, size, self.order, low, high), first):
@@ -161,24 +164,30 @@ class Run:
 
     @torch.no_grad()
     def picture(self, generator: nn.Module, z: torch.Tensor) -> None:
-        """What the generator makes of `z` after this epoch, as a grid; `generator.pixels` is the range of its output."""
+        """Adds what the generator makes of `z` after this epoch, as a grid; `generator.pixels` is the range of its output."""
         if not self.whole:
             return
         picture = grid(to_uint8(generator.eval()(z), *generator.pixels))
         generator.train()
         save_png(picture, self.outputs / f"epoch_{self.epoch:04d}.png")
-        self._to_tensorboard("fake", picture)
+        self._to_tensorboard("fake", picture, self.epoch)
 
     def finish(self, generator: nn.Module, curves: dict[str, dict[str, str]], theory: dict[str, tuple[str, float]]) -> None:
-        """Writes the result: the generator, the GIF, the curves. After Ctrl-C the process ends here, with status 130."""
+        """Writes the result: the generator, the GIF, the curves. After Ctrl-C the process ends here, with status 130.
+
+        curves, theory: as save_curves in utils/images.py takes them.
+        """
         self.bar.close()
         self.board.close()
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        save_generator(self.weights, generator, self.experiment, self.config, **(self.rows[-1] if self.rows else {}))
+        facts = self.rows[-1] if self.rows and self.whole else {}  # an epoch cut short has no means
+        save_generator(self.weights, generator, self.experiment, self.config, iteration=self.iteration + 1, **facts)
+        saved = [self.weights]
         if self.rows:
             save_curves(self.outputs / "metrics.csv", curves, theory, self.outputs / "curves.png")
             self._save_gif()
-        print(f"{'stopped, saved' if self.stopping else 'saved'}: {self.weights}, {self.gif}, {self.outputs}/")
+            saved += [self.gif, self.outputs]
+        print("stopped, saved:" if self.stopping else "saved:", *saved)
         if self.stopping:
             sys.exit(130)
 
@@ -188,12 +197,13 @@ class Run:
             part.write_text(json.dumps(dataclasses.asdict(self.config), indent=2) + "\n")
         if not self.config.resume:
             shutil.rmtree(self.outputs / "tensorboard", ignore_errors=True)
-            for old in [*self.outputs.glob("epoch_*.png"), self.outputs / "metrics.csv", self.checkpoint]:
+            written = [self.outputs / "metrics.csv", self.outputs / "curves.png", self.checkpoint, self.gif, self.weights]
+            for old in [*written, *self.outputs.glob("epoch_*.png"), *self.kept.glob("epoch_*.safetensors")]:
                 old.unlink(missing_ok=True)
         self.board = SummaryWriter(self.outputs / "tensorboard")
         real = grid(self.samples)
         save_png(real, self.outputs / "real.png")
-        self._to_tensorboard("real", real)
+        self._to_tensorboard("real", real, 0)
         signal.signal(signal.SIGINT, self._stop)
 
     def _stop(self, *_: Any) -> None:
@@ -204,7 +214,8 @@ class Run:
     def _read(self) -> None:
         """Brings the epoch's means so far from the device into the progress bar."""
         self.means = dict(zip(self.names, (self.sums / self.steps).tolist(), strict=True))
-        self.bar.set_postfix_str(" ".join(f"{name} {value:.2f}" for name, value in self.means.items()), refresh=False)
+        numbers = " ".join(f"{label} {self.means[name]:.2f}".replace(" 0.", " .") for name, label in self.shown.items())
+        self.bar.set_description_str(f"{self.epoch}/{self.config.epochs} {numbers} ", refresh=False)
         self.read = time.perf_counter()
 
     def _end_epoch(self) -> None:
@@ -214,16 +225,16 @@ class Run:
             writer = csv.DictWriter(file, self.rows[0])
             writer.writeheader()
             writer.writerows(self.rows)
-        for name, value in self.rows[-1].items():
+        for name, value in self.means.items():
             self.board.add_scalar(name, value, self.epoch)
         if self.config.keep_every and self.epoch % self.config.keep_every == 0:
             path = self.kept / f"epoch_{self.epoch:04d}.safetensors"
             save_generator(path, self.parts["generator"], self.experiment, self.config, **self.rows[-1])
         self._save_checkpoint()
 
-    def _to_tensorboard(self, tag: str, picture: Image.Image) -> None:
+    def _to_tensorboard(self, tag: str, picture: Image.Image, epoch: int) -> None:
         pixels = np.asarray(picture)
-        self.board.add_image(tag, pixels, len(self.rows), dataformats="HWC" if pixels.ndim == 3 else "HW")
+        self.board.add_image(tag, pixels, epoch, dataformats="HWC" if pixels.ndim == 3 else "HW")
 
     def _save_gif(self) -> None:
         """The epochs' grids as frames: every early one, where most happens, then fewer and fewer."""

@@ -1,0 +1,44 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from utils.images import captioned, grid, save_curves, save_gif, to_uint8
+
+
+def test_pixels_are_rounded_and_clipped():
+    images = torch.tensor([-2.0, -1.0, 0.0, 0.5, 1.0, 3.0]).view(-1, 1, 1, 1)
+    assert to_uint8(images, -1, 1).flatten().tolist() == [0, 0, 128, 191, 255, 255]
+
+
+@pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB")])
+def test_a_grid_goes_row_after_row(channels, mode):
+    images = torch.arange(1, 7, dtype=torch.uint8).view(6, 1, 1, 1).expand(6, channels, 4, 5)
+    picture = grid(images, columns=4)
+    assert picture.mode == mode
+    assert picture.size == (4 * (5 + 2) + 2, 2 * (4 + 2) + 2)
+    first = np.asarray(picture).reshape(picture.height, picture.width, channels)[:, :, 0]
+    assert first[2:6, 2:7].tolist() == [[1] * 5] * 4
+    assert first[8, 2 + 7] == 6
+    assert first[:2].max() == 0
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_gif_keeps_its_frames_and_holds_the_last(tmp_path, channels):
+    frames = [grid(torch.full((4, channels, 8, 8), value, dtype=torch.uint8)) for value in (50, 120, 250)]
+    save_gif([captioned(frame, "epoch 1") for frame in frames], tmp_path / "a.gif", seconds=0.1, hold=1)
+    gif = Image.open(tmp_path / "a.gif")
+    durations, greys = [], []
+    for number in range(gif.n_frames):
+        gif.seek(number)
+        durations.append(gif.info["duration"])
+        greys.append(gif.convert("L").getpixel((5, 20)))
+    assert durations == [100, 100, 1100]
+    np.testing.assert_allclose(greys, [50, 120, 250], atol=9)  # half of the step between 16 shades
+
+
+def test_curves_are_drawn_without_a_display(tmp_path, monkeypatch):
+    monkeypatch.delenv("DISPLAY", raising=False)
+    (tmp_path / "metrics.csv").write_text("epoch,a,b\n1,0.5,2\n2,0.25,3\n")
+    save_curves(tmp_path / "metrics.csv", {"one": {"a": "A"}, "two": {"b": "B"}}, {"a": ("log 2", 0.69)}, tmp_path / "curves.png")
+    assert np.asarray(Image.open(tmp_path / "curves.png").convert("L")).std() > 5

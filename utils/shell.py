@@ -1,0 +1,42 @@
+"""Between a script and the person who started it: what they got wrong is one sentence, never a traceback."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+
+class UserError(Exception):
+    """What the user asked for can't be done: one sentence that says what was wrong, what was expected, what to do."""
+
+
+def command_line(command: Callable[[], object]) -> None:
+    """Runs a script's command; a UserError ends it with its sentence on stderr and status 2."""
+    try:
+        command()
+    except UserError as error:
+        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def require_positive(**numbers: float) -> None:
+    """UserError unless each of these is a finite number above zero."""
+    for name, value in numbers.items():
+        if not 0 < value < float("inf"):
+            raise UserError(f"{name} is {value}, expected a finite number above zero: give --{name.replace('_', '-')} another value")
+
+
+def require_seed(seed: int) -> None:
+    """UserError unless torch takes this seed."""
+    if not 0 <= seed < 2**63:
+        raise UserError(f"seed is {seed}, expected a number from 0 to 2^63 - 1: give --seed another value")
+
+
+def require_writable(*folders: Path) -> None:
+    """UserError unless these folders can be made and written to; makes nothing."""
+    for folder in folders:
+        there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+        if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+            raise UserError(f"can't write to {folder}, {there} is no folder that can be written to: give --root another one")
