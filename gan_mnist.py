@@ -27,7 +27,7 @@ import tyro
 from torch import nn
 from torch.optim import SGD, Adam, Optimizer
 
-from utils.device import Dropout
+from utils.device import Dropout, widen
 from utils.run import Run
 from utils.shell import UserError, command_line, require_positive
 
@@ -81,8 +81,7 @@ class MaxoutGenerator(nn.Module):
         self.layers = nn.Sequential(
             nn.Linear(100, 1200), nn.ReLU(),
             nn.Linear(1200, 1200), nn.ReLU(),
-            nn.Linear(1200, 784), nn.Sigmoid(),
-            nn.Unflatten(1, (1, 28, 28)),
+            nn.Linear(1200, 784),
         )
         uniform_weights(self, 0.05)
 
@@ -90,7 +89,7 @@ class MaxoutGenerator(nn.Module):
         return torch.empty(count, 100, device=device).uniform_(-math.sqrt(3), math.sqrt(3), generator=rng)
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
-        return self.layers(z)
+        return widen(self.layers(z)).sigmoid().unflatten(1, (1, 28, 28))
 
     def start_from_marginals(self, images: torch.Tensor) -> None:
         """Sets the output's bias to the logit of each pixel's mean, so that the first fakes are grey where digits are.
@@ -98,8 +97,7 @@ class MaxoutGenerator(nn.Module):
         images: uint8 N x 1 x 28 x 28.
         """
         means = images.flatten(1).float().mean(0) / 255
-        output = self.layers[-3]  # before the sigmoid and the reshaping
-        output.bias.data.copy_(means.clamp(1e-7, 1 - 1e-7).logit())
+        self.layers[-1].bias.data.copy_(means.clamp(1e-7, 1 - 1e-7).logit())
 
 
 class MaxoutDiscriminator(nn.Module):
@@ -116,7 +114,7 @@ class MaxoutDiscriminator(nn.Module):
         uniform_weights(self, 0.005)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.layers(x).squeeze(1).float()
+        return widen(self.layers(x)).squeeze(1)
 
 
 class Maxout(nn.Module):
@@ -150,8 +148,7 @@ class BatchNormGenerator(MaxoutGenerator):
         self.layers = nn.Sequential(
             nn.Linear(100, 1200), nn.BatchNorm1d(1200), nn.ReLU(),
             nn.Linear(1200, 1200), nn.BatchNorm1d(1200), nn.ReLU(),
-            nn.Linear(1200, 784), nn.Sigmoid(),
-            nn.Unflatten(1, (1, 28, 28)),
+            nn.Linear(1200, 784),
         )
         uniform_weights(self, 0.05)
 
@@ -167,15 +164,14 @@ class LeakyGenerator(nn.Module):
         self.layers = nn.Sequential(
             nn.Linear(100, 1200), nn.LeakyReLU(0.2),
             nn.Linear(1200, 1200), nn.LeakyReLU(0.2),
-            nn.Linear(1200, 784), nn.Tanh(),
-            nn.Unflatten(1, (1, 28, 28)),
+            nn.Linear(1200, 784),
         )
 
     def latent(self, count: int, device: torch.device | str, rng: torch.Generator | None = None) -> torch.Tensor:
         return torch.empty(count, 100, device=device).normal_(generator=rng)
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
-        return self.layers(z)
+        return widen(self.layers(z)).tanh().unflatten(1, (1, 28, 28))
 
 
 class LeakyDiscriminator(nn.Module):
@@ -191,7 +187,7 @@ class LeakyDiscriminator(nn.Module):
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.layers(x).squeeze(1).float()
+        return widen(self.layers(x)).squeeze(1)
 
 
 BAR = {"loss_d": "loss D", "loss_g": "G", "d_real": "D(real)", "d_fake": "D(fake)", "accuracy_d": "acc"}

@@ -6,6 +6,7 @@ spread between seeds; and writes both precisions' grids of the first seed side b
     python benchmarks/precision.py --model leaky
 """
 
+import contextlib
 import csv
 import statistics
 import sys
@@ -52,7 +53,8 @@ def main(comparison: Comparison) -> None:
             for precision in ends:
                 name = f"{precision}_{seed}"
                 constants = {"model": model, "epochs": epochs, "seed": seed, "precision": precision, "device": "cpu"}
-                gan_mnist.train(gan_mnist.Config(**constants, name=name, root=root))
+                with contextlib.redirect_stdout(sys.stderr):  # stdout is the table's
+                    gan_mnist.train(gan_mnist.Config(**constants, name=name, root=root))
                 with open(Path(root) / "outputs" / name / "metrics.csv", newline="") as file:
                     last = list(csv.DictReader(file))[-1]
                 ends[precision].append({column: float(last[column]) for column in COLUMNS})

@@ -60,6 +60,14 @@ def keep_freed_memory() -> None:
         mallopt(trim_threshold, 1 << 30)
 
 
+def widen(x: torch.Tensor) -> torch.Tensor:
+    """In float32 where it is shorter.
+
+    For what follows a network's last layer: a sigmoid in bf16 is 1 from 0.998 on, and its gradient 0.
+    """
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 class Dropout(nn.Dropout):
     """nn.Dropout (each value is zeroed with probability `p`, the others are multiplied by 1 / (1 - p)), fast on a CPU too.
 
