@@ -71,7 +71,7 @@ def widen(x: torch.Tensor) -> torch.Tensor:
 class Dropout(nn.Dropout):
     """nn.Dropout (each value is zeroed with probability `p`, the others are multiplied by 1 / (1 - p)), fast on a CPU too.
 
-    PyTorch draws a CPU's mask one Bernoulli number after the other, a third of a small GAN's step. Here 64 random bits decide
+    PyTorch draws a CPU's mask one Bernoulli number after the other, a fifth of a small GAN's step. Here 64 random bits decide
     on four values, so that `p` is rounded to a multiple of 1 / 65536.
     """
 
