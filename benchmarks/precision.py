@@ -1,13 +1,14 @@
 """Whether the fast path costs anything: the same runs in the machine's short floats and in fp32, over several seeds.
 
-Prints the losses and D's accuracy of the last epoch, seed by seed, with the difference between the two precisions beside the
-spread between seeds; and writes both precisions' grids of the first seed side by side.
+Prints the losses and D's accuracy of the last epoch, seed by seed, their means and standard deviations, and how far the means lie
+apart; and writes both precisions' grids of the first three seeds side by side.
 
     python benchmarks/precision.py --model leaky
 """
 
 import contextlib
 import csv
+import math
 import statistics
 import sys
 import tempfile
@@ -37,8 +38,10 @@ class Comparison:
     """Of each run."""
     seeds: int = 3
     """0, 1, 2 and so on."""
+    data: str = "mnist"
+    """What to train on."""
     out: Path | None = None
-    """The grids (by default benchmarks/precision_<model>.png): fp32 on the left."""
+    """The grids, one row a seed, fp32 on the left (by default benchmarks/precision_<model>.png)."""
 
 
 def main(comparison: Comparison) -> None:
@@ -47,30 +50,52 @@ def main(comparison: Comparison) -> None:
     if fast == "fp32":
         raise UserError("this CPU has no short floats that are fast, so there is nothing to compare: run it on one with bf16 units")
     model, epochs = comparison.model, comparison.epochs
-    ends: dict[str, list[dict[str, float]]] = {"fp32": [], fast: []}
+    ends: list[list[float]] = []  # a seed's COLUMNS in fp32, then in short floats
+    grids: list[Image.Image] = []
     with tempfile.TemporaryDirectory() as root:
         for seed in range(comparison.seeds):
-            for precision in ends:
-                name = f"{precision}_{seed}"
-                constants = {"model": model, "epochs": epochs, "seed": seed, "precision": precision, "device": "cpu"}
+            ends.append([])
+            for precision in ("fp32", fast):
+                constants = {"model": model, "epochs": epochs, "seed": seed, "data": comparison.data, "precision": precision}
                 with contextlib.redirect_stdout(sys.stderr):  # stdout is the table's
-                    gan_mnist.train(gan_mnist.Config(**constants, name=name, root=root))
-                with open(Path(root) / "outputs" / name / "metrics.csv", newline="") as file:
+                    gan_mnist.train(gan_mnist.Config(**constants, name="run", root=root, device="cpu"))
+                outputs = Path(root) / "outputs" / "run"
+                with open(outputs / "metrics.csv", newline="") as file:
                     last = list(csv.DictReader(file))[-1]
-                ends[precision].append({column: float(last[column]) for column in COLUMNS})
-        grids = [Image.open(Path(root) / "outputs" / f"{precision}_0" / f"epoch_{epochs:04d}.png") for precision in ends]
-        both = Image.new("L", (grids[0].width * 2 + 8, grids[0].height), 128)
-        for number, grid in enumerate(grids):
-            both.paste(grid, (number * (grid.width + 8), 0))
-        save_png(both, comparison.out or Path(__file__).parent / f"precision_{model}.png")
+                ends[-1] += [float(last[column]) for column in COLUMNS]
+                with Image.open(outputs / f"epoch_{epochs:04d}.png") as grid:
+                    grids.append(grid.copy())
+    save_png(side_by_side(grids[:6]), comparison.out or Path(__file__).parent / f"precision_{model}.png")
 
-    print(f"{model} after {epochs} epochs, by seed\n")
-    print(f"| | fp32 | {fast} | difference of the means | range over the seeds in fp32 |\n|---|---|---|---|---|")
-    for column in COLUMNS:
-        exact, short = ([end[column] for end in ends[precision]] for precision in ends)
-        listed = (" ".join(f"{value:.3f}" for value in values) for values in (exact, short))
-        difference = statistics.mean(short) - statistics.mean(exact)
-        print("|", " | ".join([column, *listed, f"{difference:+.3f}", f"{max(exact) - min(exact):.3f}"]), "|")
+    titles = [f"{column}, {precision}" for precision in ("fp32", fast) for column in COLUMNS]
+    print(f"{model} after {epochs} epochs\n")
+    print("| seed |", " | ".join(titles), "|\n|---|" + "---|" * len(titles))
+    for seed, end in enumerate(ends):
+        print_row(str(seed), end)
+    if len(ends) == 1:
+        return
+    means, deviations = ([statistic(column) for column in zip(*ends, strict=True)] for statistic in (statistics.mean, statistics.stdev))
+    print_row("mean", means)
+    print_row("standard deviation", deviations)
+    print()
+    for number, column in enumerate(COLUMNS):
+        exact, short = number, number + len(COLUMNS)
+        error = math.hypot(deviations[exact], deviations[short]) / math.sqrt(len(ends))
+        print(f"{column}: {fast} lies {means[short] - means[exact]:+.3f} from fp32, with a standard error of {error:.3f}")
+
+
+def side_by_side(grids: list[Image.Image]) -> Image.Image:
+    """Grids of one size, two a row."""
+    width, height = grids[0].width + 8, grids[0].height + 8
+    page = Image.new("L", (2 * width - 8, len(grids) // 2 * height - 8), 128)
+    for number, grid in enumerate(grids):
+        page.paste(grid, (number % 2 * width, number // 2 * height))
+    return page
+
+
+def print_row(title: str, values: list[float]) -> None:
+    """Of the table."""
+    print(f"| {title} |", " | ".join(f"{value:.3f}" for value in values), "|")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from typing import Any
 import torch
 import tyro
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import gan_mnist
@@ -115,12 +117,17 @@ def plain(model: str) -> float:
                 return (step - WARM_UP) * config.batch_size / (time.perf_counter() - begun)
 
 
+def train_quietly(**constants: Any) -> list[dict[str, str]]:
+    """The rows of metrics.csv of a run on the CPU that leaves nothing behind, and nothing on the screen."""
+    with tempfile.TemporaryDirectory() as root, contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+        gan_mnist.train(gan_mnist.Config(**constants, root=root, device="cpu"))
+        with open(next(Path(root).glob("outputs/*/metrics.csv")), newline="") as file:
+            return list(csv.DictReader(file))
+
+
 def ours(model: str, precision: str) -> tuple[float, float]:
     """Images/s in a real run, from its second epoch to its fourth, and the process's peak memory in GB."""
-    with tempfile.TemporaryDirectory() as root, contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
-        gan_mnist.train(gan_mnist.Config(model=model, precision=precision, epochs=4, root=root, device="cpu"))
-        with open(next(Path(root).glob("outputs/*/metrics.csv")), newline="") as file:
-            rates = [float(row["images_per_second"]) for row in list(csv.DictReader(file))[1:]]
+    rates = [float(row["images_per_second"]) for row in train_quietly(model=model, precision=precision, epochs=4)[1:]]
     return statistics.harmonic_mean(rates), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 
@@ -154,14 +161,48 @@ def flops_per_image(model: str) -> float:
     return 2 * (move_g + move_d + through_d)
 
 
-def profile(model: str) -> str:
-    """The operations that a run of one epoch spends its time in."""
-    from torch.profiler import ProfilerActivity
-    from torch.profiler import profile as profiler
+class Stopwatch(TorchDispatchMode):
+    """Adds up the seconds and the calls of each of PyTorch's operations, forwards and backwards.
 
-    with tempfile.TemporaryDirectory() as root, profiler(activities=[ProfilerActivity.CPU]) as record:
-        gan_mnist.train(gan_mnist.Config(model=model, epochs=1, root=root, device="cpu"))
-    return record.key_averages().table(sort_by="self_cpu_time_total", row_limit=20, max_name_column_width=40)
+    PyTorch's own profiler won't do: under it, the largest copies take twenty times as long as they do.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds: Counter[str] = Counter()
+        self.calls: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        begun = time.perf_counter()
+        result = operation(*args, **(kwargs or {}))
+        self.seconds[operation.overloadpacket.__name__] += time.perf_counter() - begun
+        self.calls[operation.overloadpacket.__name__] += 1
+        return result
+
+
+def operations(model: str, precision: str) -> tuple[list[tuple[str, float, float]], float]:
+    """Operations with their calls and milliseconds a step, the slowest first; and the milliseconds of a step that isn't watched."""
+    config = gan_mnist.Config(model=model)
+    steps = (60_000 - config.held_out) // config.batch_size
+    epochs = train_quietly(model=model, precision=precision, epochs=4)[1:]
+    with Stopwatch() as stopwatch:
+        train_quietly(model=model, precision=precision, epochs=1)
+    table = [(name, stopwatch.calls[name] / steps, seconds / steps * 1e3) for name, seconds in stopwatch.seconds.most_common()]
+    return table, statistics.mean(float(epoch["seconds"]) for epoch in epochs) / steps * 1e3
+
+
+def profile(model: str, precision: str) -> None:
+    """Prints where a step's time goes, as Markdown."""
+    top = in_fresh_process(peak, precision)
+    table, step = in_fresh_process(operations, model, precision)
+    needed = flops_per_image(model) * gan_mnist.Config(model=model).batch_size / top * 1e3
+    print(f"{model}: a step takes {step:.1f} ms; its matrix products at the peak of {top / 1e9:.0f} GFLOP/s would take {needed:.1f} ms\n")
+    print("| operation | calls a step | ms a step |\n|---|---|---|")
+    slowest, others = table[:16], table[16:]
+    others = (f"{len(others)} others", sum(calls for _, calls, _ in others), sum(ms for _, _, ms in others))
+    for name, calls, ms in [*slowest, others]:
+        print(f"| {name} | {calls:.1f} | {ms:.2f} |")
+    print(f"| between them: Python and autograd | | {step - sum(ms for _, _, ms in table):.2f} |")
 
 
 def spread(values: list[float], form: str) -> str:
@@ -172,10 +213,10 @@ def spread(values: list[float], form: str) -> str:
 def main(benchmark: Benchmark) -> None:
     """Prints the table as Markdown."""
     data.load("mnist", 28, 1)  # fetched before anything is timed
-    if benchmark.profile:
-        print(profile(benchmark.profile))
-        return
     precision, reason = pick_precision("auto", torch.device("cpu"))
+    if benchmark.profile:
+        profile(benchmark.profile, precision)
+        return
     threads, version = torch.get_num_threads(), torch.__version__
     print(f"{threads} threads, torch {version}, ours in {precision} ({reason}), {benchmark.rounds} rounds: median (range)\n")
     titles = ["plain, images/s", "ours, images/s", "ratio", "ours in fp32", "share of peak", "peak, GFLOP/s", "memory, GB", "start, s"]
