@@ -10,7 +10,8 @@ until the generator's images can't be told from the data. The constant `model` c
     batchnorm  the same game, with batch normalisation in the generator
     leaky      what tutorials train: LeakyReLU, dropout, tanh, Adam, the players taking turns
 
-Each epoch adds a grid of digits to outputs/gan_mnist_<model>/; gif/gan_mnist_<model>.gif shows them one after the other.
+Each epoch adds a grid of digits to outputs/gan_mnist_<model>/; gif/gan_mnist_<model>.gif shows them one after the other. An epoch
+takes 3 (leaky) to 7 seconds on two CPU cores that have bf16 units.
 
     python gan_mnist.py
     python gan_mnist.py --model maxout --epochs 250
@@ -275,6 +276,8 @@ def paper_schedule(sgd: Optimizer, first_rate: float, update: int, epoch: int) -
 def train(config: Config) -> None:
     """One whole run; Run says what it leaves. Raises UserError for constants or data that can't be used."""
     require_positive(learning_rate=config.learning_rate)
+    if config.model == "batchnorm" and config.batch_size == 1:
+        raise UserError("batch_size is 1, expected at least 2 images to normalise over: give --batch-size another value")
     run = Run(config, "gan_mnist", config.model, BAR)
     generator, discriminator = run.place(make_generator(config), DISCRIMINATORS[config.model]())
     images = run.load(config.data, size=28, channels=1, held_out=config.held_out)

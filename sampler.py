@@ -125,14 +125,16 @@ def export(model: Model, count: int = 10_000, seed: int = 0, out: str = "samples
     folder = out.endswith("/") or Path(out).is_dir()
     if not folder:
         with_ending(Path(out), ".npz")
+    elif any(Path(out).glob("*.png")):
+        raise UserError(f"{out} has pictures in it already, which would get mixed with the new ones: give an empty folder")
     generator = load_generator(model)
     samples = images(generator, latents(generator, count, seed))
     if folder:
         for number, sample in enumerate(samples):
             save_png(arrange(sample.unsqueeze(0), gap=0), Path(out) / f"{number:05d}.png")
     else:
-        with replacing(out) as part:
-            np.savez(part, images=samples.permute(0, 2, 3, 1).numpy())
+        with replacing(out) as part, open(part, "wb") as file:
+            np.savez(file, images=samples.permute(0, 2, 3, 1).numpy())
     print(out)
 
 

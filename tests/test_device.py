@@ -54,7 +54,11 @@ def test_the_device_falls_back_to_the_cpu(monkeypatch):
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     assert pick_device("auto").type == "mps"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert pick_device("auto").type == "cuda"
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert pick_device("auto") == pick_device("cuda") == torch.device("cuda", 0)
+    assert pick_device("cuda:1") == torch.device("cuda", 1)
+    with pytest.raises(UserError, match="no device cuda:2, this machine has 2"):
+        pick_device("cuda:2")
 
 
 @pytest.mark.parametrize("name", ["cuda", "cuda:1", "mps", "gpu", "xpu", ""])

@@ -1,6 +1,7 @@
 """The game: players, losses, steps, against references worked out by hand, slowly or in float64."""
 
 import math
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
@@ -20,6 +21,7 @@ from gan_mnist import (
     take_turns,
 )
 from utils import data
+from utils.device import Dropout
 from utils.shell import UserError
 
 MODELS = ["maxout", "batchnorm", "leaky"]
@@ -49,6 +51,12 @@ def test_the_players_are_as_large_as_the_papers(model, weights_g, weights_d):
     assert low <= fake.min()
     assert fake.max() <= high
     assert discriminator(fake).shape == (7,)
+
+
+def test_the_papers_discriminator_drops_inputs_and_both_hidden_layers():
+    dropouts = [(type(after), before.p) for before, after in pairwise(DISCRIMINATORS["maxout"]().layers) if isinstance(before, Dropout)]
+    assert dropouts == [(Maxout, 0.2), (Maxout, 0.5), (nn.Linear, 0.5)]
+    assert DISCRIMINATORS["batchnorm"] is DISCRIMINATORS["maxout"]
 
 
 def test_uniform_noise_has_unit_variance_and_stays_in_its_cube():

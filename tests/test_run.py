@@ -3,7 +3,10 @@
 import csv
 import json
 import math
+import os
 import re
+import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +15,7 @@ from safetensors import safe_open
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from gan_mnist import DISCRIMINATORS, Config, make_generator, move_at_once, train
+from utils.known import ImageSet
 from utils.models import read_generator
 from utils.run import Run
 from utils.shell import UserError
@@ -110,6 +114,65 @@ def test_a_resumed_run_keeps_its_constants(config, tmp_path):
     train(config(epochs=1))
     with pytest.raises(UserError, match="learning_rate was 0.1 .* is 0.2 now"):
         train(config(resume=True, learning_rate=0.2))
+    train(config(resume=True, name="gan_mnist_batchnorm", keep_every=1))  # the name that it had all along
+    (tmp_path / "outputs" / "gan_mnist_batchnorm" / "checkpoint.pt").write_bytes(b"half")
+    with pytest.raises(UserError, match=r"checkpoint.pt is damaged"):
+        train(config(resume=True, epochs=3))
+
+
+def test_a_run_can_go_on_where_other_short_numbers_are_native(config, monkeypatch):
+    train(config(epochs=1, precision="auto"))
+    monkeypatch.setattr("utils.run.pick_precision", lambda *_: ("fp16", ""))  # which, unlike the others, scales its gradients
+    train(config(epochs=2, precision="auto", resume=True))
+    monkeypatch.setattr("utils.run.pick_precision", lambda *_: ("fp32", ""))
+    train(config(epochs=3, precision="auto", resume=True))
+
+
+def test_ctrl_c_does_not_break_off_the_saving(config, tmp_path, monkeypatch):
+    monkeypatch.setattr("utils.run.save_curves", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    train(config(epochs=1, name="a"))
+    assert (tmp_path / "gif" / "a.gif").exists()  # which is saved after the curves
+
+
+def test_a_new_run_keeps_the_old_result_until_it_has_its_own(config, tmp_path, monkeypatch):
+    train(config(name="a", epochs=1))
+    old = weights(tmp_path, "a")
+
+    def crash(*_):
+        raise RuntimeError
+
+    monkeypatch.setattr("gan_mnist.move_at_once", crash)
+    with pytest.raises(RuntimeError):
+        train(config(name="a", epochs=1, seed=1))
+    assert same(weights(tmp_path, "a"), old)
+    assert (tmp_path / "gif" / "a.gif").exists()
+
+
+def test_the_papers_run_follows_its_schedule_from_the_pixels_means(config, digits, tmp_path):
+    train(config(model="maxout", name="a"))
+    parts = torch.load(tmp_path / "outputs" / "a" / "checkpoint.pt", weights_only=True)["parts"]
+    for player in ("g", "d"):
+        (group,) = parts[f"optimizer_{player}"]["param_groups"]
+        assert group["lr"] == pytest.approx(0.1 / 1.000004**5, rel=1e-12)  # the last of 2 epochs' 6 updates had followed 5
+        assert group["momentum"] == pytest.approx((0.5 + 0.2 / 249) * 1.000004, rel=1e-12)
+    train(config(model="maxout", name="still", learning_rate=1e-30))
+    means = (digits.flatten(1).float().mean(0) / 255).clamp(1e-7, 1 - 1e-7)
+    torch.testing.assert_close(weights(tmp_path, "still")["layers.4.bias"], means.logit())
+
+
+def test_the_tutorials_run_has_the_tutorials_adam(config, tmp_path):
+    train(config(model="leaky", epochs=1, name="a"))
+    parts = torch.load(tmp_path / "outputs" / "a" / "checkpoint.pt", weights_only=True)["parts"]
+    for player in ("g", "d"):
+        (group,) = parts[f"optimizer_{player}"]["param_groups"]
+        assert (group["lr"], *group["betas"]) == (0.0002, 0.5, 0.999)
+
+
+def test_the_last_images_of_a_known_set_are_held_out(config, digits, monkeypatch):
+    monkeypatch.setattr("utils.run.data.load", lambda *_: ImageSet(digits, None))
+    run = Run(config(), "gan_mnist", "", {})
+    assert torch.equal(run.load("mnist", 28, 1, held_out=100), digits[:200])
+    assert torch.equal(run.load("a/folder", 28, 1, held_out=100), digits)
 
 
 def test_a_new_run_of_a_name_leaves_nothing_of_the_old_one(config, tmp_path):
@@ -160,6 +223,7 @@ def test_a_run_in_fp16_leaves_finite_numbers(config, tmp_path, model):
         ({"batch_size": 0}, "batch_size is 0"),
         ({"learning_rate": -0.1}, "learning_rate is -0.1"),
         ({"learning_rate": math.nan}, "learning_rate is nan"),
+        ({"model": "batchnorm", "batch_size": 1}, "at least 2 images to normalise over"),
         ({"batch_size": 301}, "300 images, fewer than a batch of 301"),
         ({"keep_every": -1}, "keep_every is -1"),
         ({"held_out": -1}, "held_out is -1"),
@@ -184,6 +248,20 @@ def test_an_unwritable_root_is_refused(config, tmp_path):
     with pytest.raises(UserError, match="can't write to .*no folder that can be written to"):
         train(config(root=str(tmp_path / "file"), data="a folder that is asked for later"))
     assert (tmp_path / "file").read_text() == "in the way"
+
+
+def test_a_root_in_a_closed_folder_is_refused(config, tmp_path, monkeypatch):
+    stat = os.stat
+
+    def closed(path, *arguments, **options):
+        if str(path).startswith(str(tmp_path / "closed")):
+            raise PermissionError(13, "Permission denied", path)
+        return stat(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "stat", closed)
+    monkeypatch.setattr(os, "access", lambda path, _: Path(path) != tmp_path)
+    with pytest.raises(UserError, match="can't write to"):
+        train(config(root=str(tmp_path / "closed" / "x")))
 
 
 def test_the_bar_fits_into_eighty_columns(config, capsys):

@@ -62,9 +62,9 @@ def test_the_way_between_points_stays_where_the_noise_lives():
 
 
 def test_export_gives_the_same_bytes_whatever_the_batch_size(weights, tmp_path, shell, monkeypatch):
-    for name, count in (("a", 130), ("b", 130), ("few", 7)):
-        assert shell("sampler.py", "export", weights, "--count", count, "--seed", 3, "--out", tmp_path / f"{name}.npz")[0] == 0
-    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
+    for name, count in (("a.npz", 130), ("b.NPZ", 130), ("few.npz", 7)):
+        assert shell("sampler.py", "export", weights, "--count", count, "--seed", 3, "--out", tmp_path / name)[0] == 0
+    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.NPZ").read_bytes()
     everything = np.load(tmp_path / "a.npz")["images"]
     assert everything.shape == (130, 28, 28, 1)
     assert everything.dtype == np.uint8
@@ -80,6 +80,7 @@ def test_export_writes_pngs_into_a_folder(weights, tmp_path, shell):
     assert shell("sampler.py", "export", weights, "--count", 3, "--out", tmp_path / "a.npz")[0] == 0
     names = sorted(path.name for path in (tmp_path / "pngs").iterdir())
     assert names == ["00000.png", "00001.png", "00002.png"]
+    assert_one_sentence(*shell("sampler.py", "export", weights, "--count", 2, "--out", tmp_path / "pngs")[::2], "has pictures in it")
     pictures = np.stack([np.asarray(Image.open(tmp_path / "pngs" / name)) for name in names])
     assert np.array_equal(pictures[..., None], np.load(tmp_path / "a.npz")["images"])
 

@@ -47,6 +47,7 @@ def test_ctrl_c_saves_what_there_is_and_the_run_goes_on_later(process, digit_fol
     [
         (["--model", "dcgan"], ["no model named 'dcgan'", "maxout, batchnorm, leaky"]),
         (["--data", "mnits"], ["no data named 'mnits'", "fashion-mnist"]),
+        (["--data", ""], ["no data named ''"]),
         (["--epochs", "0"], ["epochs is 0"]),
         (["--learning-rate", "-1"], ["learning_rate is -1"]),
         (["--batch-size", "-5"], ["batch_size is -5"]),

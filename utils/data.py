@@ -1,5 +1,6 @@
 """Real images, on any machine, as one uint8 tensor N x C x H x W in memory; and the batches that a training sees of it."""
 
+import os
 import sys
 import warnings
 from collections.abc import Iterator
@@ -25,7 +26,7 @@ def load(data: str, size: int, channels: int, train: bool = True) -> ImageSet:
     if data in KNOWN:
         found = load_known(data, train)
         return ImageSet(_fit(found.images, size, channels), found.labels)
-    if Path(data).is_dir():
+    if os.path.isdir(data):
         return ImageSet(_load_folder(Path(data), size, channels), None)
     raise UserError(f"no data named '{data}': give one of {', '.join(KNOWN)}, or the path of a folder with images")
 

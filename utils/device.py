@@ -13,16 +13,18 @@ from utils.shell import UserError
 def pick_device(wanted: str) -> torch.device:
     """The device of that name, or for "auto" the best there is: CUDA, then Apple's MPS, then the CPU."""
     if wanted == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
+        wanted = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(wanted)
         if device.type not in ("cpu", "cuda", "mps"):
             raise RuntimeError
     except RuntimeError:
         raise UserError(f"no device named '{wanted}': give auto, cpu, cuda, cuda:1 (and so on) or mps") from None
-    cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if device.type == "cuda" and (device.index or 0) >= cards:
-        raise UserError(f"there is no device {wanted}, this machine has {cards} CUDA devices that work: give --device auto")
+    if device.type == "cuda":
+        device = torch.device("cuda", device.index or 0)  # torch.cuda.set_device takes none without a number
+        cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if device.index >= cards:
+            raise UserError(f"there is no device {wanted}, this machine has {cards} CUDA devices that work: give --device auto")
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise UserError("there is no device mps, this machine isn't an Apple one that has it: give --device auto")
     return device

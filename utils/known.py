@@ -125,7 +125,10 @@ def load_known(name: str, train: bool) -> ImageSet:
     """The known set from the first of its sources that has it; UserError, naming each source's reason, when none does."""
     known = KNOWN[name]
     root = Path(os.environ.get("GAN_DATA") or "data")
-    found = _on_disk(name, root, train)
+    try:
+        found = _on_disk(name, root, train)
+    except _Damaged as error:
+        raise UserError(f"{error}: delete it, and it is fetched anew") from error
     if found is not None:
         return found
     sources: list[tuple[str, Callable[[KnownSet, Path], None]]] = [("torchvision's download", _from_torchvision)]
@@ -141,30 +144,33 @@ def load_known(name: str, train: bool) -> ImageSet:
                 return found
             reasons.append(f"{source}: brought no {' or '.join(known.files[train])}")
         except Exception as error:  # whatever a network or a library comes up with, the next source may do better
-            reason = " ".join(str(error).split()).replace(": delete it, and it is fetched anew", "")
-            reasons.append(f"{source}: {reason or type(error).__name__}")
+            reasons.append(f"{source}: {' '.join(str(error).split()) or type(error).__name__}")
     raise UserError(
         f"can't get {name} ({'; '.join(reasons)}): get {', '.join(known.files[train])} by hand and put them into {root / known.folder}, "
         "or name the folder that has them, in torchvision's layout, in the environment variable GAN_DATA"
     )
 
 
+class _Damaged(Exception):
+    """A file isn't what it should be."""
+
+
 def _on_disk(name: str, root: Path, train: bool) -> ImageSet | None:
-    """The set from files under `root`, None where one is missing; UserError where one isn't what it should be."""
+    """The set from files under `root`, None where one is missing; _Damaged where one isn't what it should be."""
     known = KNOWN[name]
     paths = [_plain_or_gz(root / known.folder / file) for file in known.files[train]]
     if all(paths):
         contents = [_checked(path, known.md5[file]) for path, file in zip(paths, known.files[train], strict=True)]
         return _read_cifar(contents) if name == "cifar10" else _read_idx(*contents)
     sprites = [root / SPRITES / file for file in SPRITE_FILES[train]]
-    if name == "cifar10" and all(path.exists() for path in sprites):
+    if name == "cifar10" and all(os.path.exists(path) for path in sprites):
         return _read_sprites(sprites, train)
     return None
 
 
 def _plain_or_gz(path: Path) -> Path | None:
     """The file, or the same with .gz behind it (as some mirrors and tools leave it), or None."""
-    return next((found for found in (path, path.with_name(path.name + ".gz")) if found.exists()), None)
+    return next((found for found in (path, path.with_name(path.name + ".gz")) if os.path.exists(found)), None)
 
 
 def _checked(path: Path, md5: str) -> bytes:
@@ -173,9 +179,9 @@ def _checked(path: Path, md5: str) -> bytes:
         content = path.read_bytes()
         whole = gzip.decompress(content) if path.suffix == ".gz" else content
     except (EOFError, OSError, zlib.error) as error:
-        raise UserError(f"{path} can't be read ({error}): delete it, and it is fetched anew") from error
+        raise _Damaged(f"{path} can't be read ({error})") from error
     if md5 not in (hashlib.md5(content).hexdigest(), hashlib.md5(whole).hexdigest()):
-        raise UserError(f"{path} is damaged (its MD5 isn't {md5}): delete it, and it is fetched anew")
+        raise _Damaged(f"{path} is damaged (its MD5 isn't {md5})")
     return whole
 
 
@@ -201,7 +207,7 @@ def _read_sprites(paths: list[Path], train: bool) -> ImageSet:
     except (OSError, ValueError, TypeError, OverflowError):
         found = []
     if found != SPRITE_SHA256[train]:
-        raise UserError(f"{paths[0].parent} is damaged (its pixels or labels have another SHA-256): delete it, and it is fetched anew")
+        raise _Damaged(f"{paths[0].parent} is damaged (its pixels or labels have another SHA-256)")
     return ImageSet(torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(labels.astype(np.int64)))
 
 

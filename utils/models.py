@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def read_generator(path: str | Path) -> tuple[str, dict[str, Any], dict[str, tor
     Raises UserError when the file is missing, truncated, no safetensors, or not of this project or version.
     """
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(f"no file {path}: expected the weights of a trained generator, such as models/gan_mnist_leaky.safetensors")
     try:
         with safe_open(path, "pt") as file:

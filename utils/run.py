@@ -28,7 +28,7 @@ from utils.shell import UserError, require_positive, require_seed, require_writa
 
 SECONDS_BETWEEN_READINGS = 0.5  # of the numbers in the progress bar: each reading waits for the device
 GIF_FRAMES = 50
-FREE_TO_CHANGE = {"epochs", "resume", "root", "device"}  # constants that a resumed run may have otherwise
+FREE_TO_CHANGE = {"epochs", "resume", "name", "root", "device", "keep_every"}  # constants that a resumed run may have otherwise
 
 
 class Run:
@@ -63,10 +63,10 @@ class Run:
 
         keep_freed_memory()
         self.device = pick_device(config.device)
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)  # of several cards, the one that is asked about its precision too
         self.precision, self.reason = pick_precision(config.precision, self.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
-        if self.device.type == "cuda":
-            torch.cuda.set_device(self.device)
         torch.manual_seed(config.seed)  # weights, noise, dropout
         self.order = torch.Generator().manual_seed(config.seed)  # the data's
 
@@ -177,9 +177,9 @@ class Run:
 
         curves, theory: as save_curves in utils/images.py takes them.
         """
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # saving takes a moment, and nothing would make it good
         self.bar.close()
         self.board.close()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
         facts = self.rows[-1] if self.rows and self.whole else {}  # an epoch cut short has no means
         save_generator(self.weights, generator, self.experiment, self.config, iteration=self.iteration + 1, **facts)
         saved = [self.weights]
@@ -187,17 +187,19 @@ class Run:
             save_curves(self.outputs / "metrics.csv", curves, theory, self.outputs / "curves.png")
             self._save_gif()
             saved += [self.gif, self.outputs]
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         print("stopped, saved:" if self.stopping else "saved:", *saved)
         if self.stopping:
             sys.exit(130)
 
     def _start(self) -> None:
-        """Makes the folders; what an earlier run of this name left goes, unless this one resumes it."""
+        """Makes the folders; an earlier run's of this name are emptied, unless this one resumes it. Its GIF and its weights
+        stay until this run has its own."""
         with replacing(self.outputs / "config.json") as part:  # the first thing written: here an unwritable place shows
             part.write_text(json.dumps(dataclasses.asdict(self.config), indent=2) + "\n")
         if not self.config.resume:
             shutil.rmtree(self.outputs / "tensorboard", ignore_errors=True)
-            written = [self.outputs / "metrics.csv", self.outputs / "curves.png", self.checkpoint, self.gif, self.weights]
+            written = [self.outputs / "metrics.csv", self.outputs / "curves.png", self.checkpoint]
             for old in [*written, *self.outputs.glob("epoch_*.png"), *self.kept.glob("epoch_*.safetensors")]:
                 old.unlink(missing_ok=True)
         self.board = SummaryWriter(self.outputs / "tensorboard")
@@ -260,13 +262,17 @@ class Run:
         """Takes up the last whole epoch of the run of this name."""
         if not self.checkpoint.exists():
             raise UserError(f"nothing to resume, there is no {self.checkpoint}: leave out --resume, or give the run's --name and --root")
-        state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
+        try:
+            state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
+        except Exception as error:  # what torch raises for a damaged file depends on where the damage is
+            raise UserError(f"{self.checkpoint} is damaged, expected a run's checkpoint: start anew, without --resume") from error
         for field, value in dataclasses.asdict(self.config).items():
             if field not in FREE_TO_CHANGE and value != state["config"].get(field):
                 raise UserError(f"{field} was {state['config'].get(field)} in the run to resume and is {value} now: give it the old value")
         for name, part in self.parts.items():
             part.load_state_dict(state["parts"][name])
-        self.scaler.load_state_dict(state["scaler"])
+        if self.scaler.is_enabled() and state["scaler"]:  # a device of another precision has none, or starts its own
+            self.scaler.load_state_dict(state["scaler"])
         self.order.set_state(state["order"].cpu())
         torch.set_rng_state(state["random"].cpu())
         if "random_device" in state and self.device.type != "cpu":

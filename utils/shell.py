@@ -37,6 +37,7 @@ def require_seed(seed: int) -> None:
 def require_writable(*folders: Path) -> None:
     """UserError unless these folders can be made and written to; makes nothing."""
     for folder in folders:
-        there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+        # (os.path.exists, because Path.exists raises where a folder is closed to us)
+        there = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.exists(path))
         if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
             raise UserError(f"can't write to {folder}, {there} is no folder that can be written to: give --root another one")
