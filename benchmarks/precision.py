@@ -37,7 +37,7 @@ class Comparison:
     epochs: int = 5
     """Of each run."""
     seeds: int = 3
-    """0, 1, 2 and so on."""
+    """How many: 0, 1, 2 and so on."""
     data: str = "mnist"
     """What to train on."""
     out: Path | None = None
@@ -49,6 +49,8 @@ def main(comparison: Comparison) -> None:
     fast, _ = pick_precision("auto", torch.device("cpu"))
     if fast == "fp32":
         raise UserError("this CPU has no short floats that are fast, so there is nothing to compare: run it on one with bf16 units")
+    if comparison.seeds < 2:
+        raise UserError(f"seeds is {comparison.seeds}, expected at least 2, which have a spread: give --seeds another value")
     model, epochs = comparison.model, comparison.epochs
     ends: list[list[float]] = []  # a seed's COLUMNS in fp32, then in short floats
     grids: list[Image.Image] = []
@@ -72,8 +74,6 @@ def main(comparison: Comparison) -> None:
     print("| seed |", " | ".join(titles), "|\n|---|" + "---|" * len(titles))
     for seed, end in enumerate(ends):
         print_row(str(seed), end)
-    if len(ends) == 1:
-        return
     means, deviations = ([statistic(column) for column in zip(*ends, strict=True)] for statistic in (statistics.mean, statistics.stdev))
     print_row("mean", means)
     print_row("standard deviation", deviations)

@@ -40,6 +40,8 @@ def test_the_comparison_of_precisions_pairs_each_column_with_its_own(digit_folde
     with pytest.raises(precision.UserError, match="nothing to compare"):
         precision.main(precision.Comparison())
     monkeypatch.setattr(precision, "pick_precision", lambda *_: ("bf16", ""))
+    with pytest.raises(precision.UserError, match="seeds is 1, expected at least 2"):
+        precision.main(precision.Comparison(seeds=1))
     precision.main(precision.Comparison("leaky", epochs=1, seeds=2, data=str(digit_folder), out=tmp_path / "grids.png"))
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     assert [row[0] for row in rows] == ["seed", "---", "0", "1", "mean", "standard deviation"]
