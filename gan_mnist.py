@@ -191,7 +191,7 @@ class LeakyDiscriminator(nn.Module):
         return widen(self.layers(x)).squeeze(1)
 
 
-BAR = {"loss_d": "loss D", "loss_g": "G", "d_real": "D(real)", "d_fake": "D(fake)", "accuracy_d": "acc"}
+BAR = {"loss_d": "loss D {:.2f}", "loss_g": "G {:.2f}", "d_real": "D(real) {:.2f}", "d_fake": "D(fake) {:.2f}", "accuracy_d": "acc {:.2f}"}
 CURVES = {
     "losses": {"loss_d": "D: -log D(x) - log(1 - D(G(z)))", "loss_g": "G: -log D(G(z))"},
     "share that D tells right": {"accuracy_d": "D's accuracy"},

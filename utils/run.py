@@ -7,7 +7,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from utils.shell import UserError, require_positive, require_seed, require_writa
 
 SECONDS_BETWEEN_READINGS = 0.5  # of the numbers in the progress bar: each reading waits for the device
 GIF_FRAMES = 50
+UNITS = {"images": "img", "samples": "x"}  # what a batch is made of, in metrics.csv and, shorter, in the progress bar
 FREE_TO_CHANGE = {"epochs", "resume", "name", "root", "device", "keep_every"}  # constants that a resumed run may have otherwise
 
 
@@ -39,16 +40,18 @@ class Run:
         gif/<name>.gif              the epochs' pictures
         models/<name>.safetensors   the generator; models/<name>/ has those of every `config.keep_every`-th epoch
 
-    config: a dataclass with at least the fields name, root, seed, device, precision, epochs, batch_size, keep_every and resume.
-    shown: which of the logged numbers the progress bar shows, under which (short) labels; it has to fit into 80 columns.
+    config: a dataclass with at least the fields name, root, seed, device, epochs, batch_size and resume; without the field precision
+    it is fp32, without keep_every 0.
+    shown: which of the logged numbers the progress bar shows, and how ("loss {:.2f}"); it has to fit into 80 columns.
     Raises UserError for constants that make no sense, a device that isn't there, a root that can't be written to.
     """
 
     def __init__(self, config: Any, experiment: str, variant: str, shown: dict[str, str]) -> None:
         require_positive(epochs=config.epochs, batch_size=config.batch_size)
         require_seed(config.seed)
-        if config.keep_every < 0:
-            raise UserError(f"keep_every is {config.keep_every}, expected 0 (none) or a number of epochs: give --keep-every another value")
+        self.keep_every = getattr(config, "keep_every", 0)
+        if self.keep_every < 0:
+            raise UserError(f"keep_every is {self.keep_every}, expected 0 (none) or a number of epochs: give --keep-every another value")
         self.config, self.experiment, self.shown = config, experiment, shown
         self.name = config.name or "_".join(filter(None, [experiment, variant]))
         if Path(self.name).name != self.name or self.name == "..":
@@ -65,7 +68,7 @@ class Run:
         self.device = pick_device(config.device)
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)  # of several cards, the one that is asked about its precision too
-        self.precision, self.reason = pick_precision(config.precision, self.device)
+        self.precision, self.reason = pick_precision(getattr(config, "precision", "fp32"), self.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         torch.manual_seed(config.seed)  # weights, noise, dropout
         self.order = torch.Generator().manual_seed(config.seed)  # the data's
@@ -86,7 +89,7 @@ class Run:
         if len(images) < self.config.batch_size:
             batch = self.config.batch_size
             raise UserError(f"{source} has {len(images)} images, fewer than a batch of {batch}: give a smaller --batch-size or more images")
-        self.samples = images[:100]
+        self.real = grid(images[:100])
         return images.to(self.device)
 
     def place(self, *modules: nn.Module) -> list[nn.Module]:
@@ -122,7 +125,7 @@ class Run:
         """The numbers of the epochs to go, from 1, or from where a resumed run stopped; ends early on Ctrl-C."""
         self._start()
         for self.epoch in range(self.first_epoch, self.config.epochs + 1):
-            self.sums, self.steps, self.whole = 0.0, 0, False
+            self.sums, self.whole = {}, False
             yield self.epoch
             if self.whole:
                 self._end_epoch()
@@ -132,20 +135,24 @@ class Run:
     def batches(self, images: torch.Tensor, low: float = 0.0, high: float = 1.0) -> Iterator[torch.Tensor]:
         """One epoch of shuffled batches, float32 in [low, high] on the device."""
         size = self.config.batch_size
+        return self.steps(data.batches(images, size, self.order, low, high), len(images) // size)
+
+    def steps(self, batches: Iterable[torch.Tensor], count: int, unit: str = "images") -> Iterator[torch.Tensor]:
+        """One epoch of `count` batches, each of `config.batch_size`, from anywhere; unit: what they are of, a key of UNITS."""
+        size, self.count, self.unit = self.config.batch_size, count, unit
         if self.bar is None:
-            epoch = len(images) // size * size
-            print(f"{len(images):,} images, on {self.device} in {self.precision} ({self.reason}); pictures in {self.outputs}/")
+            epoch = count * size
+            print(f"{epoch:,} {unit} an epoch, on {self.device} in {self.precision} ({self.reason}); pictures in {self.outputs}/")
             self.bar = tqdm(
                 total=self.config.epochs * epoch,
                 initial=(self.epoch - 1) * epoch,
-                unit=" img",
+                unit=f" {UNITS[unit]}",
                 unit_scale=True,
                 dynamic_ncols=True,
                 bar_format="{desc}{bar} {rate_fmt} {remaining}",  # {bar} takes what the others leave of the line
             )
         begun = self.read = time.perf_counter()
-        first = (self.epoch - 1) * (len(images) // size)
-        for self.iteration, batch in enumerate(data.batches(images, size, self.order, low, high), first):
+        for self.iteration, batch in enumerate(batches, (self.epoch - 1) * count):
             yield batch
             self.bar.update(size)
             if self.stopping:
@@ -154,28 +161,36 @@ class Run:
         self.seconds = time.perf_counter() - begun
         self.whole = True
 
-    def log(self, **values: torch.Tensor) -> None:
-        """Adds one step's numbers (scalar tensors) to the epoch's means. They stay on the device: nothing waits for them here."""
-        self.names = list(values)
-        self.sums = self.sums + torch.stack([value.detach().float() for value in values.values()])
-        self.steps += 1
+    def log(self, **values: torch.Tensor | float) -> None:
+        """Adds numbers (scalars) to the epoch's means: those of each step, or once, after the steps, those of the epoch.
+
+        Tensors stay on the device: nothing waits for them here.
+        """
+        total, count = self.sums.get(tuple(values), (0.0, 0))
+        step = torch.stack([torch.as_tensor(value, dtype=torch.float32, device=self.device).detach() for value in values.values()])
+        self.sums[tuple(values)] = total + step, count + 1
         if time.perf_counter() - self.read > SECONDS_BETWEEN_READINGS:
             self._read()
 
     @torch.no_grad()
     def picture(self, generator: nn.Module, z: torch.Tensor) -> None:
         """Adds what the generator makes of `z` after this epoch, as a grid; `generator.pixels` is the range of its output."""
+        self.frame(grid(to_uint8(generator.eval()(z), *generator.pixels)))
+        generator.train()
+
+    def frame(self, picture: Image.Image) -> None:
+        """Adds any picture of the state after this epoch; not of an epoch cut short."""
         if not self.whole:
             return
-        picture = grid(to_uint8(generator.eval()(z), *generator.pixels))
-        generator.train()
         save_png(picture, self.outputs / f"epoch_{self.epoch:04d}.png")
         self._to_tensorboard("fake", picture, self.epoch)
 
-    def finish(self, generator: nn.Module, curves: dict[str, dict[str, str]], theory: dict[str, tuple[str, float]]) -> None:
+    def finish(
+        self, generator: nn.Module, curves: dict[str, dict[str, str]], theory: dict[str, tuple[str, float]], captions: bool = True
+    ) -> None:
         """Writes the result: the generator, the GIF, the curves. After Ctrl-C the process ends here, with status 130.
 
-        curves, theory: as save_curves in utils/images.py takes them.
+        curves, theory: as save_curves in utils/images.py takes them; captions: whether the GIF's frames need the epoch above them.
         """
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # saving takes a moment, and nothing would make it good
         self.bar.close()
@@ -185,8 +200,8 @@ class Run:
         saved = [self.weights]
         if self.rows:
             save_curves(self.outputs / "metrics.csv", curves, theory, self.outputs / "curves.png")
-            self._save_gif()
-            saved += [self.gif, self.outputs]
+            self._save_gif(captions)
+            saved += [self.gif, self.outputs] if self.gif.exists() else [self.outputs]
         signal.signal(signal.SIGINT, signal.default_int_handler)
         print("stopped, saved:" if self.stopping else "saved:", *saved)
         if self.stopping:
@@ -203,9 +218,8 @@ class Run:
             for old in [*written, *self.outputs.glob("epoch_*.png"), *self.kept.glob("epoch_*.safetensors")]:
                 old.unlink(missing_ok=True)
         self.board = SummaryWriter(self.outputs / "tensorboard")
-        real = grid(self.samples)
-        save_png(real, self.outputs / "real.png")
-        self._to_tensorboard("real", real, 0)
+        save_png(self.real, self.outputs / "real.png")
+        self._to_tensorboard("real", self.real, 0)
         signal.signal(signal.SIGINT, self._stop)
 
     def _stop(self, *_: Any) -> None:
@@ -215,21 +229,25 @@ class Run:
 
     def _read(self) -> None:
         """Brings the epoch's means so far from the device into the progress bar."""
-        self.means = dict(zip(self.names, (self.sums / self.steps).tolist(), strict=True))
-        numbers = " ".join(f"{label} {self.means[name]:.2f}".replace(" 0.", " .") for name, label in self.shown.items())
+        self.means = {}
+        for names, (total, count) in self.sums.items():
+            self.means |= zip(names, (total / count).tolist(), strict=True)
+        known = (self.rows[-1] if self.rows else {}) | self.means  # what is measured once an epoch stands there until the next time
+        numbers = " ".join(form.format(known[name]) for name, form in self.shown.items() if name in known).replace(" 0.", " .")
         self.bar.set_description_str(f"{self.epoch}/{self.config.epochs} {numbers} ", refresh=False)
         self.read = time.perf_counter()
 
     def _end_epoch(self) -> None:
-        rate = self.steps * self.config.batch_size / self.seconds
-        self.rows.append({"epoch": self.epoch, **self.means, "seconds": round(self.seconds, 3), "images_per_second": round(rate, 1)})
+        self._read()
+        rate = round(self.count * self.config.batch_size / self.seconds, 1)
+        self.rows.append({"epoch": self.epoch, **self.means, "seconds": round(self.seconds, 3), f"{self.unit}_per_second": rate})
         with replacing(self.outputs / "metrics.csv") as part, open(part, "w", newline="") as file:
             writer = csv.DictWriter(file, self.rows[0])
             writer.writeheader()
             writer.writerows(self.rows)
         for name, value in self.means.items():
             self.board.add_scalar(name, value, self.epoch)
-        if self.config.keep_every and self.epoch % self.config.keep_every == 0:
+        if self.keep_every and self.epoch % self.keep_every == 0:
             path = self.kept / f"epoch_{self.epoch:04d}.safetensors"
             save_generator(path, self.parts["generator"], self.experiment, self.config, **self.rows[-1])
         self._save_checkpoint()
@@ -238,11 +256,17 @@ class Run:
         pixels = np.asarray(picture)
         self.board.add_image(tag, pixels, epoch, dataformats="HWC" if pixels.ndim == 3 else "HW")
 
-    def _save_gif(self) -> None:
-        """The epochs' grids as frames: every early one, where most happens, then fewer and fewer."""
-        epochs = np.unique(np.geomspace(1, len(self.rows), GIF_FRAMES).round().astype(int))
-        frames = [Image.open(self.outputs / f"epoch_{epoch:04d}.png") for epoch in epochs]
-        save_gif([captioned(frame, f"epoch {epoch}") for frame, epoch in zip(frames, epochs, strict=True)], self.gif, hold=2)
+    def _save_gif(self, captions: bool) -> None:
+        """The pictures as frames: every early one, where most happens, then fewer and fewer. Without pictures there is no GIF."""
+        pictures = sorted(self.outputs.glob("epoch_*.png"))
+        if not pictures:
+            return
+        shown = np.unique(np.geomspace(1, len(pictures), GIF_FRAMES).round().astype(int))
+        frames = [Image.open(pictures[number - 1]) for number in shown]
+        if captions:
+            epochs = [int(pictures[number - 1].stem.removeprefix("epoch_")) for number in shown]
+            frames = [captioned(frame, f"epoch {epoch}") for frame, epoch in zip(frames, epochs, strict=True)]
+        save_gif(frames, self.gif, hold=2)
 
     def _save_checkpoint(self) -> None:
         state = {

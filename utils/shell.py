@@ -28,6 +28,13 @@ def require_positive(**numbers: float) -> None:
             raise UserError(f"{name} is {value}, expected a finite number above zero: give --{name.replace('_', '-')} another value")
 
 
+def require_not_negative(**numbers: float) -> None:
+    """UserError unless each of these is a finite number, zero or above."""
+    for name, value in numbers.items():
+        if not 0 <= value < float("inf"):
+            raise UserError(f"{name} is {value}, expected a finite number, 0 or above: give --{name.replace('_', '-')} another value")
+
+
 def require_seed(seed: int) -> None:
     """UserError unless torch takes this seed."""
     if not 0 <= seed < 2**63:
