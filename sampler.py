@@ -3,10 +3,13 @@
     python sampler.py grid models/gan_mnist_batchnorm.safetensors
     python sampler.py interpolate models/gan_mnist_batchnorm.safetensors
     python sampler.py export models/gan_mnist_batchnorm.safetensors --count 10000 --seed 0 --out samples.npz
+    python sampler.py grid models/gan_normal.safetensors
 """
 
 import math
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,29 +17,32 @@ import tyro
 from torch import nn
 
 import gan_mnist
+import gan_normal
+import gan_ring
 from utils.files import replacing
 from utils.images import grid as arrange
 from utils.images import save_gif, save_png, to_uint8
 from utils.models import fill_generator, read_generator
 from utils.shell import UserError, command_line, require_positive, require_seed
 
-EXPERIMENTS = {"gan_mnist": gan_mnist}
+EXPERIMENTS = {"gan_normal": gan_normal, "gan_ring": gan_ring, "gan_mnist": gan_mnist}
 LATENT_BLOCK = 64  # drawn at once: torch's generators give other numbers for other shapes
 
 Model = tyro.conf.Positional[Path]
 
 
-def load_generator(model: Path) -> nn.Module:
-    """The generator in a file of weights, ready to sample, on the CPU; UserError where the file can't be used."""
+def load(model: Path) -> tuple[ModuleType, Any, nn.Module]:
+    """The experiment, its Config and its generator, ready to sample, on the CPU, of a file of weights; UserError where it can't be used."""
     experiment, constants, weights = read_generator(model)
     if experiment not in EXPERIMENTS:
         raise UserError(f"{model} was made by the experiment '{experiment}', expected one of {', '.join(EXPERIMENTS)}: give another file")
     module = EXPERIMENTS[experiment]
     try:
-        generator = module.make_generator(module.Config(**constants))
+        config = module.Config(**constants)
+        generator = module.make_generator(config)
     except (TypeError, KeyError) as error:
         raise UserError(f"the Config in {model} is not one of {experiment} ({error}): train the generator again") from error
-    return fill_generator(generator, weights, model)
+    return module, config, fill_generator(generator, weights, model)
 
 
 def latents(generator: nn.Module, count: int, seed: int) -> torch.Tensor:
@@ -56,6 +62,12 @@ def images(generator: nn.Module, z: torch.Tensor, batch_size: int = 500) -> torc
     return torch.cat([to_uint8(generator(part.double()), *generator.pixels) for part in z.split(batch_size)])
 
 
+@torch.no_grad()
+def points(generator: nn.Module, z: torch.Tensor) -> np.ndarray:
+    """What a generator of numbers, not images, makes of `z`: float32 N x dimensions. It is float64 from then on, as for images."""
+    return generator.double().samples(z.double()).float().numpy()
+
+
 def between(a: torch.Tensor, b: torch.Tensor, share: float, noise: str) -> torch.Tensor:
     """Points on the way from a to b (N x latent), after a share of it in [0, 1).
 
@@ -69,7 +81,7 @@ def between(a: torch.Tensor, b: torch.Tensor, share: float, noise: str) -> torch
 
 
 def grid(model: Model, seed: int = 0, rows: int = 10, columns: int = 10, out: Path | None = None) -> None:
-    """Write a PNG of samples.
+    """Write a PNG of samples: images in a grid, or, of an experiment without images, 100,000 points over the true density.
 
     Args:
         model: The file of weights.
@@ -81,8 +93,12 @@ def grid(model: Model, seed: int = 0, rows: int = 10, columns: int = 10, out: Pa
     require_positive(rows=rows, columns=columns)
     require_seed(seed)
     out = with_ending(out or Path("outputs") / model.stem / "grid.png", ".png")
-    generator = load_generator(model)
-    save_png(arrange(images(generator, latents(generator, rows * columns, seed)), columns), out)
+    experiment, config, generator = load(model)
+    if makes_images(generator):
+        picture = arrange(images(generator, latents(generator, rows * columns, seed)), columns)
+    else:
+        picture = experiment.portrait(config, points(generator, latents(generator, 100_000, seed)))
+    save_png(picture, out)
     print(out)
 
 
@@ -103,7 +119,9 @@ def interpolate(
     require_positive(rows=rows, columns=columns, points=points, steps=steps)
     require_seed(seed)
     out = with_ending(out or Path("gif") / f"{model.stem}_interpolation.gif", ".gif")
-    generator = load_generator(model)
+    _, _, generator = load(model)
+    if not makes_images(generator):
+        raise UserError(f"{model} makes points, not images, so there is nothing to walk through: take the command grid")
     stops = latents(generator, rows * columns * points, seed).split(rows * columns)
     ways = zip(stops, [*stops[1:], stops[0]], strict=True)
     frames = [between(a, b, step / steps, generator.noise) for a, b in ways for step in range(steps)]
@@ -118,7 +136,7 @@ def export(model: Model, count: int = 10_000, seed: int = 0, out: str = "samples
         model: The file of weights.
         count: Of samples.
         seed: Of the samples.
-        out: An .npz (key images: uint8, N x H x W x C), or a folder, with a / at its end, for PNGs.
+        out: An .npz (key images: uint8, N x H x W x C; or samples: float32, N x dimensions), or a folder, with a / at its end, for PNGs.
     """
     require_positive(count=count)
     require_seed(seed)
@@ -127,15 +145,27 @@ def export(model: Model, count: int = 10_000, seed: int = 0, out: str = "samples
         with_ending(Path(out), ".npz")
     elif any(Path(out).glob("*.png")):
         raise UserError(f"{out} has pictures in it already, which would get mixed with the new ones: give an empty folder")
-    generator = load_generator(model)
-    samples = images(generator, latents(generator, count, seed))
+    _, _, generator = load(model)
+    z = latents(generator, count, seed)
+    if not makes_images(generator):
+        if folder:
+            raise UserError(f"{model} makes points, not images, so there are no PNGs to write: give --out a name that ends in .npz")
+        arrays = {"samples": points(generator, z)}
+    else:
+        samples = images(generator, z)
+        arrays = {"images": samples.permute(0, 2, 3, 1).numpy()}
     if folder:
         for number, sample in enumerate(samples):
             save_png(arrange(sample.unsqueeze(0), gap=0), Path(out) / f"{number:05d}.png")
     else:
         with replacing(out) as part, open(part, "wb") as file:
-            np.savez(file, images=samples.permute(0, 2, 3, 1).numpy())
+            np.savez(file, **arrays)
     print(out)
+
+
+def makes_images(generator: nn.Module) -> bool:
+    """Whether its output are images, of the range `pixels`, and not points, which its method `samples` gives."""
+    return hasattr(generator, "pixels")
 
 
 def with_ending(path: Path, ending: str) -> Path:

@@ -7,7 +7,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from gan_mnist import Config, make_generator
-from sampler import images, latents, load_generator
+from sampler import images, latents, load
 from utils.files import replacing
 from utils.models import save_generator
 from utils.shell import UserError
@@ -25,7 +25,7 @@ def saved(tmp_path):
 def test_half_the_bytes_make_the_same_pictures(saved):
     generator, path = saved
     z = latents(generator, 50, 0)
-    difference = images(load_generator(path), z).int() - images(generator, z).int()
+    difference = images(load(path)[2], z).int() - images(generator, z).int()
     assert difference.abs().max() <= 1
     with safe_open(path, "pt") as file:
         assert (file.metadata()["epoch"], file.metadata()["loss_d"]) == ("7", "1.25")
@@ -49,7 +49,7 @@ def rewrite(path, weights=None, **header):
         (lambda path: path.write_bytes(pickle.dumps({"a": 1})), "no whole file of weights"),
         (lambda path: save_file({"a": torch.zeros(3)}, path), "format 'none', expected 'gan 1'"),
         (lambda path: rewrite(path, format="gan 99"), "format 'gan 99', expected 'gan 1'"),
-        (lambda path: rewrite(path, experiment="gan_mars"), "made by the experiment 'gan_mars', expected one of gan_mnist"),
+        (lambda path: rewrite(path, experiment="gan_mars"), "made by the experiment 'gan_mars', expected one of .*gan_mnist"),
         (lambda path: rewrite(path, config="[1]"), "holds no Config"),
         (lambda path: rewrite(path, config="{"), "no whole file of weights"),
         (lambda path: rewrite(path, config=json.dumps({"wings": 2})), "not one of gan_mnist"),
@@ -61,7 +61,7 @@ def rewrite(path, weights=None, **header):
 def test_a_file_that_is_not_a_generator_is_refused(saved, harm, words):
     harm(saved[1])
     with pytest.raises(UserError, match=words):
-        load_generator(saved[1])
+        load(saved[1])
 
 
 def test_a_file_is_whole_or_not_there(tmp_path):

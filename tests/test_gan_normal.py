@@ -1,0 +1,162 @@
+"""The game in one dimension: that it ends at its target, and the measures and pictures that say so."""
+
+import csv
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+from conftest import assert_one_sentence
+from PIL import Image
+from scipy import stats
+
+import gan_normal
+from gan_normal import TARGETS, Config, Discriminator, Generator, Mixture, distances, slope_penalty, train
+from utils.models import read_generator
+
+
+@pytest.fixture(autouse=True)
+def threads():
+    """train() works on one thread; the other tests have them all."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def config(tmp_path):
+    def make(**constants):
+        return Config(**{"root": str(tmp_path), "epochs": 2, "batch_size": 64, "device": "cpu", "name": "a", **constants})
+
+    return make
+
+
+def rows(root, name="a"):
+    with open(root / "outputs" / name / "metrics.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_a_targets_density_distribution_and_samples_agree(name):
+    target = TARGETS[name]
+    x = np.linspace(-6, 10, 20_001)
+    steps = np.diff(target.cdf(x))
+    between = (target.pdf(x[1:]) + target.pdf(x[:-1])) / 2 * np.diff(x)
+    np.testing.assert_allclose(steps, between, atol=1e-3)  # (a density that jumps is off by half of one step)
+    assert stats.kstest(target.rvs(10_000, random_state=np.random.default_rng(0)), target.cdf).pvalue > 0.001
+
+
+def test_a_mixture_has_each_part_by_its_share():
+    mixture = Mixture((0.25, stats.norm(-10, 1)), (0.75, stats.norm(10, 1)))
+    samples = mixture.rvs((10_000, 1), random_state=np.random.default_rng(0))
+    assert samples.shape == (10_000, 1)
+    assert abs((samples < 0).mean() - 0.25) < 4 * (0.25 * 0.75 / 10_000) ** 0.5
+    assert mixture.cdf(0.0) == pytest.approx(0.25)
+
+
+def test_distances_of_a_shifted_and_of_a_true_sample():
+    target = TARGETS["normal"]
+    shifted = distances(target.rvs(100_000, random_state=np.random.default_rng(1)) + 0.5, target)
+    assert shifted["w1"] == pytest.approx(0.5, abs=0.02)  # a shift moves every sample by itself
+    assert shifted["ks"] == pytest.approx(2 * stats.norm.cdf(0.25 / 1.25) - 1, abs=0.01)  # largest midway between the two
+    assert shifted["mean"] == pytest.approx(4.5, abs=0.02)
+    assert shifted["std"] == pytest.approx(1.25, abs=0.02)
+    true = [distances(target.rvs(100_000, random_state=np.random.default_rng(seed)), target)["w1"] for seed in range(1, 9)]
+    assert 0.003 < np.median(true) < 0.01
+
+
+def test_the_penalty_is_half_the_mean_squared_slope():
+    torch.manual_seed(0)
+    discriminator = Discriminator().double()
+    x = torch.randn(50, 1, dtype=torch.float64, requires_grad=True)
+    h = 1e-6  # no kink of D lies this near to one of the 50 samples
+    slopes = (discriminator(x + h) - discriminator(x - h)) / (2 * h)
+    penalty = slope_penalty(discriminator(x), x)
+    assert penalty.item() == pytest.approx((slopes.square().mean() / 2).item(), rel=1e-6)
+    penalty.backward()
+    assert any(weight.grad.abs().max() > 0 for weight in discriminator.parameters() if weight.grad is not None)
+
+
+def test_the_generator_bends_over_all_of_its_noise():
+    first = Generator().layers[0]
+    bends = (-first.bias / first.weight[:, 0]).detach()
+    assert bends.abs().max() <= 1
+    assert bends.std() == pytest.approx(3**-0.5, abs=0.25)  # of a uniform distribution; 32 of it err by 0.06
+
+
+def test_a_run_leaves_what_it_promises(config, tmp_path, capsys):
+    train(config(epochs=3, target="mixture", name=""))
+    name = "gan_normal_mixture"
+    table = rows(tmp_path, name)
+    columns = ["epoch", "loss_d", "loss_g", "w1", "ks", "mean", "std", "seconds", "samples_per_second"]
+    assert list(table[0]) == columns
+    assert len(table) == 3
+    outputs = tmp_path / "outputs" / name
+    for picture in ("real.png", "curves.png", "epoch_0001.png", "epoch_0003.png"):
+        assert np.asarray(Image.open(outputs / picture).convert("L")).std() > 5
+    with Image.open(tmp_path / "gif" / f"{name}.gif") as gif:
+        assert gif.n_frames == 3
+    assert "layers.0.weight" in read_generator(tmp_path / "models" / f"{name}.safetensors")[2]
+    assert "samples an epoch" in capsys.readouterr().out
+
+
+def test_pictures_can_be_left_out(config, tmp_path):
+    train(config(picture_every=0))
+    assert not list((tmp_path / "outputs" / "a").glob("epoch_*.png"))
+    assert not (tmp_path / "gif" / "a.gif").exists()
+    assert (tmp_path / "models" / "a.safetensors").exists()
+
+
+def test_only_the_generators_rate_falls(config, tmp_path):
+    train(config())
+    parts = torch.load(tmp_path / "outputs" / "a" / "checkpoint.pt", weights_only=True)["parts"]
+    last = 1 / (2 * gan_normal.STEPS)  # the share of steps left at the last one
+    assert parts["optimizer_g"]["param_groups"][0]["lr"] == pytest.approx(Config.learning_rate_g * last**2)
+    assert parts["optimizer_d"]["param_groups"][0]["lr"] == Config.learning_rate_d
+
+
+def test_an_interrupted_run_ends_where_a_whole_one_does(config, tmp_path, monkeypatch):
+    train(config(name="whole", epochs=3))
+    steps, loss = [], gan_normal.generator_loss
+
+    def interrupted(logits):
+        steps.append(logits)
+        if len(steps) == 150:
+            os.kill(os.getpid(), signal.SIGINT)
+        return loss(logits)
+
+    monkeypatch.setattr(gan_normal, "generator_loss", interrupted)
+    with pytest.raises(SystemExit, match="130"):
+        train(config(name="parts", epochs=3))
+    train(config(name="parts", epochs=3, resume=True))
+    whole, parts = (read_generator(tmp_path / "models" / f"{name}.safetensors")[2] for name in ("whole", "parts"))
+    assert all(torch.equal(whole[key], parts[key]) for key in whole)
+    assert [row["w1"] for row in rows(tmp_path, "whole")] == [row["w1"] for row in rows(tmp_path, "parts")]
+
+
+def test_another_distribution_takes_one_line(config, tmp_path, monkeypatch, shell):
+    monkeypatch.setitem(TARGETS, "gamma", stats.gamma(3))
+    train(config(target="gamma"))
+    assert float(rows(tmp_path)[-1]["w1"]) > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--target", "nromal"], ["no target named 'nromal'", "normal, uniform, mixture, exponential"]),
+        (["--target", "ring"], ["gan_ring.py"]),
+        (["--epochs", 0], ["epochs is 0"]),
+        (["--learning-rate-d", 0], ["learning_rate_d is 0"]),
+        (["--penalty", -1], ["penalty is -1"]),
+        (["--decay", "nan"], ["decay is nan"]),
+        (["--picture-every", -1], ["picture_every is -1"]),
+        (["--batch-size", 0], ["batch_size is 0"]),
+        (["--device", "tpu"], ["no device named 'tpu'"]),
+        (["--resume"], ["nothing to resume"]),
+    ],
+)
+def test_bad_constants_are_refused_in_one_sentence(tmp_path, shell, arguments, words):
+    status, _, said = shell("gan_normal.py", "--root", tmp_path, *arguments)
+    assert_one_sentence(status, said, *words)
+    assert not list(tmp_path.iterdir())
