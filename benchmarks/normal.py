@@ -1,0 +1,77 @@
+"""The GAN in one dimension over many seeds, as it is and with each of its cures switched off, and its other targets.
+
+Prints a row for each: the Wasserstein-1 and Kolmogorov-Smirnov distances after the last epoch, between 100,000 samples and the
+target, and the seconds of training (measurements and pictures aside).
+
+    python benchmarks/normal.py
+    python benchmarks/normal.py --rows mixture exponential --seeds 3
+"""
+
+import contextlib
+import csv
+import io
+import statistics
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+import gan_normal
+from utils.shell import UserError, command_line, require_positive
+
+EQUAL_RATES = {"learning_rate_g": gan_normal.Config.learning_rate_d}
+ROWS = {
+    "normal": {},
+    "no penalty": {"penalty": 0},
+    "no decay": {"decay": 0},
+    "equal rates": EQUAL_RATES,
+    "own units": {"standardize": False},
+    "none of the cures": {"penalty": 0, "decay": 0, "standardize": False, **EQUAL_RATES},
+    **{target: {"target": target} for target in gan_normal.TARGETS if target != "normal"},
+}
+
+
+@dataclass
+class Table:
+    """Train on many seeds and print how far each setting ends from its target."""
+
+    seeds: int = 20
+    """How many: 0, 1, 2 and so on."""
+    rows: tuple[str, ...] = tuple(ROWS)
+    """Which settings."""
+    epochs: int = gan_normal.Config.epochs
+    """Of each run."""
+
+
+def main(table: Table) -> None:
+    """Prints the table as Markdown, row by row."""
+    require_positive(seeds=table.seeds)
+    unknown = set(table.rows) - set(ROWS)
+    if unknown:
+        raise UserError(f"no row named {', '.join(sorted(unknown))}: give --rows one or more of {', '.join(ROWS)}")
+    print("| | W1, median | W1, worst | KS, median | KS, worst | standard deviation, range | seconds, median | seconds, worst |")
+    print("|---|" + "---|" * 7)
+    for row in table.rows:
+        runs = [last_row(seed, table.epochs, **ROWS[row]) for seed in range(table.seeds)]
+        w1, ks, std, seconds = ([run[column] for run in runs] for column in ("w1", "ks", "std", "seconds"))
+        cells = [f"{statistics.median(w1):.4f}", f"{max(w1):.4f}", f"{statistics.median(ks):.4f}", f"{max(ks):.4f}"]
+        cells += [f"{min(std):.3f}-{max(std):.3f}", f"{statistics.median(seconds):.1f}", f"{max(seconds):.1f}"]
+        print(f"| {row} |", " | ".join(cells), "|", flush=True)
+
+
+def last_row(seed: int, epochs: int, **constants: object) -> dict[str, float]:
+    """A run's metrics after its last epoch, with the seconds of all."""
+    with tempfile.TemporaryDirectory() as root:
+        config = gan_normal.Config(**constants, seed=seed, epochs=epochs, root=root, name="run", device="cpu", picture_every=0)
+        with contextlib.redirect_stdout(io.StringIO()):
+            gan_normal.train(config)
+        with open(Path(root) / "outputs" / "run" / "metrics.csv", newline="") as file:
+            rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+    return rows[-1] | {"seconds": sum(row["seconds"] for row in rows)}
+
+
+if __name__ == "__main__":
+    command_line(lambda: main(tyro.cli(Table)))
