@@ -5,12 +5,12 @@ normal distribution, and everything that theory speaks of can be drawn. The GIF 
 (solid), D's curve (dashed) beside the best one there is, p_data / (p_data + p_g) (proposition 1), and the lines that carry z to x.
 
 The plain game circles: wherever D lags behind, G runs past the data to where D still says "real", D follows, and G comes back.
-The gradient of such a game turns around its fixed point instead of leading to it, so that no number of steps ends it (Mescheder
-et al. 2018, "Which Training Methods for GANs do actually Converge?"). What cures it is that G plays against a D that is nearly the
-best one: D learns faster than G, whose rate falls to nothing while D's stays (two time scales: Heusel et al. 2017, theorem 1), on data
-in units of its own deviation, and a small penalty on D's slope at the data damps what is left of the turning.
+The gradient of such a game turns around its fixed point instead of leading to it, so that steps of one size never end it (Mescheder
+et al. 2018, "Which Training Methods for GANs do actually Converge?"). What cures it is a G that slows down to a stand while D stays
+fast, and so plays against a D that is nearly the best one (two time scales: Heusel et al. 2017, theorem 1), on data in units of its
+own deviation, with a penalty on D's slope at the data that damps what is left of the turning.
 
-A run takes about 12 s on two CPU cores; `benchmarks/normal.py` switches the cures off one by one.
+A run takes about half a minute on two CPU cores, half of it for the pictures; `benchmarks/normal.py` switches the cures off one by one.
 
     python gan_normal.py
     python gan_normal.py --target mixture --seed 3
@@ -34,6 +34,7 @@ from utils.run import Run
 from utils.shell import UserError, command_line, require_not_negative, require_positive
 
 STEPS = 100  # an epoch: the data never ends, so an epoch is what lies between two measurements
+EARLY = (1, 5, 15, 30, 60)  # steps of the first epoch that are drawn too, because most happens there
 MEASURED = 100_000  # samples
 
 
@@ -192,9 +193,9 @@ def distances(samples: np.ndarray, target: Any) -> dict[str, float]:
 
 
 @torch.no_grad()
-def draw(generator: Generator, count: int) -> np.ndarray:
-    """`count` numbers of the generator's, in the target's units, float64."""
-    return generator.samples(generator.latent(count, generator.center.device)).double().cpu().numpy()[:, 0]
+def draw(generator: Generator, z: torch.Tensor) -> np.ndarray:
+    """The generator's numbers of `z`, N x 1, in the target's units: float64 N."""
+    return generator.samples(z).double().cpu().numpy()[:, 0]
 
 
 @torch.no_grad()
@@ -205,7 +206,7 @@ def figure_1(
     device = generator.center.device
     d = discriminator((torch.as_tensor(x, dtype=torch.float32, device=device)[:, None] - generator.center) / generator.scale).sigmoid()
     z = torch.linspace(-1, 1, 33, device=device)[:, None]
-    return plots.game(x, target.pdf(x), samples, d.cpu().numpy(), z.cpu().numpy()[:, 0], generator.samples(z).cpu().numpy()[:, 0], title)
+    return plots.game(x, target.pdf(x), samples, d.cpu().numpy(), z.cpu().numpy()[:, 0], draw(generator, z), title)
 
 
 def portrait(config: Config, samples: np.ndarray) -> Image.Image:
@@ -241,6 +242,18 @@ def train(config: Config) -> None:
     optimizer_d = Adam(discriminator.parameters(), config.learning_rate_d, betas=(0.0, 0.99), fused=True)
     run.track(generator=generator, discriminator=discriminator, optimizer_g=optimizer_g, optimizer_d=optimizer_d)
     run.real = portrait(config, real[:, None])
+    places = plots.axis(real)
+    fixed_z = generator.latent(MEASURED, "cpu", torch.Generator().manual_seed(config.seed)).to(run.device)
+
+    def look(step: int | None = None) -> None:
+        """Measures the generator, and draws it after an epoch, or after a step of the first one."""
+        samples = draw(generator, fixed_z)
+        found = distances(samples, target)
+        if step is None:
+            run.log(**found)
+        if step or (config.picture_every and epoch % config.picture_every == 0):
+            title = f"iteration {run.iteration + 1:,}: W1 {found['w1']:.3f}"
+            run.frame(figure_1(places, target, generator, discriminator, samples, title), step)
 
     for epoch in run.epochs():
         for real_x in run.steps(batches(target, config, epoch, generator), STEPS, "samples"):
@@ -260,13 +273,9 @@ def train(config: Config) -> None:
             run.backward(loss_g, generator)
             run.step(optimizer_g)
             run.log(loss_d=loss_d, loss_g=loss_g)
-
-        samples = draw(generator, MEASURED)
-        found = distances(samples, target)
-        run.log(**found)
-        if config.picture_every and epoch % config.picture_every == 0:
-            title = f"iteration {run.iteration + 1:,}: W1 {found['w1']:.3f}"
-            run.frame(figure_1(plots.axis(real), target, generator, discriminator, samples, title))
+            if config.picture_every and run.iteration + 1 in EARLY:
+                look(run.iteration + 1)
+        look()
     run.finish(generator, CURVES, THEORY | {"mean": ("the data's", real.mean()), "std": ("the data's", real.std())}, captions=False)
 
 

@@ -65,7 +65,8 @@ def plane(points: np.ndarray, targets: np.ndarray, landscape: np.ndarray | None,
         axes.contourf(ticks, ticks, landscape, levels=levels, cmap="Blues")
     axes.plot(*targets.T, linestyle="", marker="o", markersize=14, markerfacecolor="none", color=DATA)
     axes.plot(*points.T, linestyle="", marker=".", markersize=2, color=FAKE)
-    axes.set(title=title, xlim=(-reach, reach), ylim=(-reach, reach), xticks=[], yticks=[])
+    axes.set(xlim=(-reach, reach), ylim=(-reach, reach), xticks=[], yticks=[])
+    axes.set_title(title, fontsize=10)
     return _image(figure)
 
 

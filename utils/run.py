@@ -178,12 +178,13 @@ class Run:
         self.frame(grid(to_uint8(generator.eval()(z), *generator.pixels)))
         generator.train()
 
-    def frame(self, picture: Image.Image) -> None:
-        """Adds any picture of the state after this epoch; not of an epoch cut short."""
-        if not self.whole:
-            return
-        save_png(picture, self.outputs / f"epoch_{self.epoch:04d}.png")
-        self._to_tensorboard("fake", picture, self.epoch)
+    def frame(self, picture: Image.Image, step: int | None = None) -> None:
+        """Adds any picture of the state after this epoch (not of one cut short), or after a `step` within it."""
+        if step is not None:
+            save_png(picture, self.outputs / f"epoch_{self.epoch - 1:04d}_{step:04d}.png")
+        elif self.whole:
+            save_png(picture, self.outputs / f"epoch_{self.epoch:04d}.png")
+            self._to_tensorboard("fake", picture, self.epoch)
 
     def finish(
         self, generator: nn.Module, curves: dict[str, dict[str, str]], theory: dict[str, tuple[str, float]], captions: bool = True
@@ -261,7 +262,9 @@ class Run:
         pictures = sorted(self.outputs.glob("epoch_*.png"))
         if not pictures:
             return
-        shown = np.unique(np.geomspace(1, len(pictures), GIF_FRAMES).round().astype(int))
+        shown = np.arange(len(pictures)) + 1
+        if len(pictures) > GIF_FRAMES:
+            shown = np.unique(np.geomspace(1, len(pictures), GIF_FRAMES).round().astype(int))
         frames = [Image.open(pictures[number - 1]) for number in shown]
         if captions:
             epochs = [int(pictures[number - 1].stem.removeprefix("epoch_")) for number in shown]
