@@ -101,6 +101,15 @@ def test_a_run_leaves_what_it_promises(config, tmp_path, capsys):
     assert "samples an epoch" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("seed", [100, 101, 102])
+def test_a_quarter_of_a_run_lands_near_its_target(config, tmp_path, seed):
+    """On seeds 0 to 7 W1 was 0.058 at most after these 1,000 steps, 0.042 in the median; without the cures 0.16 in the median."""
+    train(config(epochs=10, batch_size=Config.batch_size, seed=seed, picture_every=0))
+    last = rows(tmp_path)[-1]
+    assert float(last["w1"]) < 0.1
+    assert float(last["std"]) == pytest.approx(1.25, abs=0.1)
+
+
 def test_pictures_can_be_left_out_and_change_nothing(config, tmp_path):
     train(config(name="drawn"))
     train(config(picture_every=0))

@@ -4,6 +4,8 @@ import torch
 from conftest import assert_one_sentence
 from PIL import Image
 
+import gan_normal
+import gan_ring
 import sampler
 from gan_mnist import Config, make_generator
 from utils.models import save_generator
@@ -83,6 +85,39 @@ def test_export_writes_pngs_into_a_folder(weights, tmp_path, shell):
     assert_one_sentence(*shell("sampler.py", "export", weights, "--count", 2, "--out", tmp_path / "pngs")[::2], "has pictures in it")
     pictures = np.stack([np.asarray(Image.open(tmp_path / "pngs" / name)) for name in names])
     assert np.array_equal(pictures[..., None], np.load(tmp_path / "a.npz")["images"])
+
+
+@pytest.fixture(params=[(gan_normal, 1), (gan_ring, 2)], ids=["gan_normal", "gan_ring"])
+def points(request, tmp_path):
+    """An untrained generator of points, and how many dimensions they have."""
+    module, dimensions = request.param
+    torch.manual_seed(0)
+    generator = module.make_generator(module.Config())
+    save_generator(tmp_path / "a.safetensors", generator, module.__name__, module.Config())
+    return tmp_path / "a.safetensors", dimensions
+
+
+def test_a_generator_of_points_is_drawn_over_its_target(points, tmp_path, shell):
+    assert shell("sampler.py", "grid", points[0], "--out", tmp_path / "a.png")[0] == 0
+    assert np.asarray(Image.open(tmp_path / "a.png").convert("L")).std() > 5
+
+
+def test_export_of_points(points, tmp_path, shell):
+    weights, dimensions = points
+    for name, count in (("a.npz", 200), ("b.npz", 200), ("few.npz", 7)):
+        assert shell("sampler.py", "export", weights, "--count", count, "--out", tmp_path / name)[0] == 0
+    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
+    samples = np.load(tmp_path / "a.npz")["samples"]
+    assert samples.shape == (200, dimensions)
+    assert samples.dtype == np.float32
+    assert samples.std(axis=0).min() > 0
+    assert np.array_equal(np.load(tmp_path / "few.npz")["samples"], samples[:7])
+
+
+def test_points_are_neither_walked_through_nor_written_as_pngs(points, tmp_path, shell):
+    assert_one_sentence(*shell("sampler.py", "interpolate", points[0], "--out", tmp_path / "a.gif")[::2], "makes points, not images")
+    assert_one_sentence(*shell("sampler.py", "export", points[0], "--out", f"{tmp_path}/pngs/")[::2], "makes points, not images")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
 
 
 @pytest.mark.parametrize(
