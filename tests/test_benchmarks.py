@@ -6,7 +6,7 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 import gan_mnist
-from benchmarks import precision
+from benchmarks import normal, precision, ring
 from benchmarks.throughput import Stopwatch, flops_per_image, spread
 
 
@@ -54,3 +54,32 @@ def test_the_comparison_of_precisions_pairs_each_column_with_its_own(digit_folde
     assert mean == pytest.approx((first + second) / 2, abs=0.001)
     with Image.open(tmp_path / "grids.png") as page:
         assert min(page.size) > 2 * 280  # two precisions across, two seeds down
+
+
+def cells(said):
+    """The rows of a Markdown table, without its head."""
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in said.splitlines()[2:]]
+
+
+def test_the_table_of_the_cures_has_a_row_for_each(monkeypatch, capsys):
+    monkeypatch.setattr(normal, "last_row", lambda _, seed, **c: {"w1": 0.01 * seed, "ks": 0.5, "std": 1.0 + seed, "seconds": 3.0, **c})
+    normal.main(normal.Table(seeds=3))
+    rows = cells(capsys.readouterr().out)
+    assert [row[0] for row in rows] == list(normal.ROWS)
+    assert rows[0][1:] == ["0.0100", "0.0200", "0.5000", "0.5000", "1.000-3.000", "3.0", "3.0"]
+    with pytest.raises(normal.UserError, match="no row named luck"):
+        normal.main(normal.Table(rows=("normal", "luck")))
+
+
+def test_a_row_is_of_a_real_run():
+    last = normal.last_row(normal.gan_normal, epochs=1, batch_size=32, target="uniform")
+    assert last["epoch"] == 1
+    assert 0 < last["ks"] < 1
+
+
+def test_the_table_of_the_ring_names_each_seeds_modes(monkeypatch, capsys):
+    monkeypatch.setattr(ring, "last_row", lambda _, seed, **__: {"modes": 8.0 - seed, "high_quality": 0.9 + seed / 100, "seconds": 20.0})
+    ring.main(ring.Table(seeds=3))
+    rows = cells(capsys.readouterr().out)
+    assert [row[0] for row in rows] == list(ring.ROWS)
+    assert rows[0][1:] == ["8 7 6", "91.0%", "90.0%", "20.0"]

@@ -29,7 +29,8 @@ from utils.shell import UserError, require_positive, require_seed, require_writa
 SECONDS_BETWEEN_READINGS = 0.5  # of the numbers in the progress bar: each reading waits for the device
 GIF_FRAMES = 50
 UNITS = {"images": "img", "samples": "x"}  # what a batch is made of, in metrics.csv and, shorter, in the progress bar
-FREE_TO_CHANGE = {"epochs", "resume", "name", "root", "device", "keep_every"}  # constants that a resumed run may have otherwise
+# Constants that a resumed run may have otherwise.
+FREE_TO_CHANGE = {"epochs", "resume", "name", "root", "device", "keep_every", "picture_every"}
 
 
 class Run:
@@ -261,6 +262,7 @@ class Run:
         """The pictures as frames: every early one, where most happens, then fewer and fewer. Without pictures there is no GIF."""
         pictures = sorted(self.outputs.glob("epoch_*.png"))
         if not pictures:
+            self.gif.unlink(missing_ok=True)  # an earlier run's would pass for this one's
             return
         shown = np.arange(len(pictures)) + 1
         if len(pictures) > GIF_FRAMES:
