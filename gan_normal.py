@@ -10,7 +10,8 @@ et al. 2018, "Which Training Methods for GANs do actually Converge?"). What cure
 fast, and so plays against a D that is nearly the best one (two time scales: Heusel et al. 2017, theorem 1), on data in units of its
 own deviation, with a penalty on D's slope at the data that damps what is left of the turning.
 
-A run takes about half a minute on two CPU cores, half of it for the pictures; `benchmarks/normal.py` switches the cures off one by one.
+A run takes about half a minute on two CPU cores, less than half of it for training; `benchmarks/normal.py` switches the cures off
+one by one.
 
     python gan_normal.py
     python gan_normal.py --target mixture --seed 3
@@ -55,7 +56,7 @@ class Config:
     decay: float = 2.0
     """The generator's rate falls with this power of the share of steps left (0: it stays)."""
     penalty: float = 0.3
-    """The weight of the squared slope of D's logits at the data (0: none)."""
+    """The weight of half the mean squared slope of D's logits at the data (0: none)."""
     standardize: bool = True
     """Whether both players work in units of the data's mean and standard deviation."""
     seed: int = 0
@@ -65,7 +66,7 @@ class Config:
     root: str = "."
     """The folder that outputs/, gif/ and models/ are in."""
     picture_every: int = 1
-    """Epochs from frame to frame of the GIF (0: no frames, which saves a third of the time)."""
+    """Epochs from frame to frame of the GIF (0: no frames, which is faster)."""
     device: str = "auto"
     """auto (CUDA, else MPS, else the CPU), cpu, cuda, cuda:1, mps."""
     resume: bool = False

@@ -68,17 +68,22 @@ class Config:
     """Go on from the last whole epoch of the run of this name."""
 
 
+def players_net(outputs: int) -> nn.Sequential:
+    """N x 2 to N x outputs."""
+    return nn.Sequential(
+        nn.Linear(2, 64), nn.ReLU(),
+        nn.Linear(64, 64), nn.ReLU(),
+        nn.Linear(64, 64), nn.ReLU(),
+        nn.Linear(64, outputs),
+    )
+
+
 class Generator(nn.Module):
     """N x 2 noise, uniform in [-1, 1], to N x 2 points."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.Linear(2, 64), nn.ReLU(),
-            nn.Linear(64, 64), nn.ReLU(),
-            nn.Linear(64, 64), nn.ReLU(),
-            nn.Linear(64, 2),
-        )
+        self.layers = players_net(2)
 
     def latent(self, count: int, device: torch.device | str, rng: torch.Generator | None = None) -> torch.Tensor:
         return torch.empty(count, 2, device=device).uniform_(-1, 1, generator=rng)
@@ -94,12 +99,7 @@ class Discriminator(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.Linear(2, 64), nn.ReLU(),
-            nn.Linear(64, 64), nn.ReLU(),
-            nn.Linear(64, 64), nn.ReLU(),
-            nn.Linear(64, 1),
-        )
+        self.layers = players_net(1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.layers(x).squeeze(1)

@@ -74,6 +74,7 @@ class Run:
         torch.manual_seed(config.seed)  # weights, noise, dropout
         self.order = torch.Generator().manual_seed(config.seed)  # the data's
 
+        self.real: Image.Image | None = None  # real.png: load() makes it of images, other experiments set it
         self.parts: dict[str, Any] = {}
         self.rows: list[dict[str, float]] = []
         self.first_epoch, self.stopping, self.whole = 1, False, False
