@@ -5,10 +5,10 @@ normal distribution, and everything that theory speaks of can be drawn. The GIF 
 (solid), D's curve (dashed) beside the best one there is, p_data / (p_data + p_g) (proposition 1), and the lines that carry z to x.
 
 The plain game circles: wherever D lags behind, G runs past the data to where D still says "real", D follows, and G comes back.
-The gradient of such a game turns around its fixed point instead of leading to it, so that steps of one size never end it (Mescheder
-et al. 2018, "Which Training Methods for GANs do actually Converge?"). What cures it is a G that slows down to a stand while D stays
-fast, and so plays against a D that is nearly the best one (two time scales: Heusel et al. 2017, theorem 1), on data in units of its
-own deviation, with a penalty on D's slope at the data that damps what is left of the turning.
+Near its end the gradient turns far more than it pulls in, so that steps of one size overshoot for ever (Mescheder et al. 2017, "The
+Numerics of GANs"), and momentum carries them further. What cures it is a G whose steps shrink to nothing while D, which needs to be
+nearly the best one, stays fast (two time scales: Heusel et al. 2017), no momentum, and data in units of its own deviation; a penalty
+on D's slope at the data (Mescheder et al. 2018) and kinks of G all over its noise then bring the tails.
 
 A run takes about half a minute on two CPU cores, less than half of it for training; `benchmarks/normal.py` switches the cures off
 one by one.
@@ -19,7 +19,7 @@ one by one.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,22 +43,27 @@ MEASURED = 100_000  # samples
 class Config:
     """Train a GAN on a distribution of one dimension."""
 
-    target: Annotated[str, tyro.conf.arg(metavar="normal|uniform|mixture|exponential")] = "normal"
-    """The distribution to learn; others can be added to TARGETS."""
+    target: str = "normal"
+    """The distribution to learn: normal, uniform, mixture, exponential, or what else is added to TARGETS."""
     epochs: int = 45
-    """Of 100 steps each, on fresh samples of the target."""
+    """Of 100 steps each, on fresh samples of the target. The generator's rate falls over all of them: a resumed run that is given more
+    takes it up again."""
     batch_size: int = 1024
     """Samples a step."""
     learning_rate_d: float = 0.003
-    """Of the discriminator, to the end."""
+    """The discriminator's, which stays the same to the end."""
     learning_rate_g: float = 0.001
-    """Of the generator, at the start."""
+    """The generator's, at the start."""
+    beta1: float = 0.0
+    """Of both players' Adam: its momentum, below 1."""
     decay: float = 2.0
     """The generator's rate falls with this power of the share of steps left (0: it stays)."""
     penalty: float = 0.3
     """The weight of half the mean squared slope of D's logits at the data (0: none)."""
     standardize: bool = True
     """Whether both players work in units of the data's mean and standard deviation."""
+    spread: bool = True
+    """Whether the kinks of the generator's first layer start out evenly spread over its noise."""
     seed: int = 0
     """Of the weights, the noise and the data."""
     name: str = ""
@@ -79,7 +84,7 @@ class Mixture:
     def __init__(self, *parts: tuple[float, Any]) -> None:
         self.shares, self.parts = zip(*parts, strict=True)
 
-    def rvs(self, size: int, random_state: np.random.Generator) -> np.ndarray:
+    def rvs(self, size: int | tuple[int, ...], random_state: np.random.Generator) -> np.ndarray:
         which = random_state.choice(len(self.parts), size, p=self.shares)
         return np.choose(which, [part.rvs(size, random_state=random_state) for part in self.parts])
 
@@ -90,7 +95,7 @@ class Mixture:
         return sum(share * part.cdf(x) for share, part in zip(self.shares, self.parts, strict=True))
 
 
-TARGETS = {
+TARGETS = {  # continuous, with a finite deviation
     "normal": stats.norm(4, 1.25),
     "uniform": stats.uniform(-1, 2),
     "mixture": Mixture((0.3, stats.norm(-2, 0.5)), (0.7, stats.norm(2, 1))),
@@ -109,14 +114,15 @@ def players_net() -> nn.Sequential:
 
 
 class Generator(nn.Module):
-    """N x 1 noise, uniform in [-1, 1], to N x 1 samples, in units of the data's mean and deviation where these are known to it."""
+    """N x 1 noise, uniform in [-1, 1], to N x 1 samples in units of the data: (x - center) / scale."""
 
-    def __init__(self) -> None:
+    def __init__(self, spread: bool = True) -> None:
         super().__init__()
         self.layers = players_net()
-        # The first layer bends at -bias / weight. Spread over all of [-1, 1], some bends lie at its ends, where the tails are made.
-        first = self.layers[0]
-        first.bias.data = -first.weight.data[:, 0] * torch.empty(32).uniform_(-1, 1)
+        if spread:
+            # A unit has its kink at -bias / weight. Over all of [-1, 1], some are at its ends, where the tails are made.
+            first = self.layers[0]
+            first.bias.data = -first.weight.data[:, 0] * torch.empty(32).uniform_(-1, 1)
         self.register_buffer("center", torch.zeros(1))
         self.register_buffer("scale", torch.ones(1))
 
@@ -127,8 +133,8 @@ class Generator(nn.Module):
         return self.layers(z)
 
     def samples(self, z: torch.Tensor) -> torch.Tensor:
-        """N x 1 samples of the target's own units."""
-        return self(z) * self.scale + self.center
+        """N x 1 samples in the target's own units, float64 on the CPU."""
+        return self(z).cpu().double() * self.scale.cpu() + self.center.cpu()
 
 
 class Discriminator(nn.Module):
@@ -175,16 +181,21 @@ def find_target(config: Config) -> Any:
 def batches(target: Any, config: Config, epoch: int, generator: Generator) -> Iterator[torch.Tensor]:
     """An epoch's real samples, STEPS batches of float32 batch_size x 1 in the generator's units; seed and epoch decide."""
     rng = np.random.default_rng([config.seed, epoch])
-    device = generator.center.device
     for _ in range(STEPS):
-        real = torch.as_tensor(target.rvs((config.batch_size, 1), random_state=rng), dtype=torch.float32, device=device)
-        yield (real - generator.center) / generator.scale
+        real = target.rvs((config.batch_size, 1), random_state=rng)
+        yield in_units(real, generator)
+
+
+def in_units(x: np.ndarray, generator: Generator) -> torch.Tensor:
+    """Numbers of the target as the players see them: float32 on their device."""
+    center, scale = generator.center.item(), generator.scale.item()
+    return torch.as_tensor((x - center) / scale, dtype=torch.float32, device=generator.center.device)
 
 
 def distances(samples: np.ndarray, target: Any) -> dict[str, float]:
-    """How far samples (N numbers) are from a target: the Wasserstein-1 distance to as many of its own (in the target's units; two
-    true samples of 100,000 of the default target are about 0.006 apart), and the Kolmogorov-Smirnov distance to its distribution
-    function, in [0, 1]; and the samples' mean and standard deviation.
+    """How far samples (N numbers) are from a target: the Wasserstein-1 distance to as many true ones, always the same (in the target's
+    units; two true samples of 100,000 of the default target are about 0.006 apart), and the Kolmogorov-Smirnov distance to its
+    distribution function, in [0, 1]; and the samples' mean and standard deviation.
     """
     real = target.rvs(len(samples), random_state=np.random.default_rng(0))
     return {
@@ -194,20 +205,17 @@ def distances(samples: np.ndarray, target: Any) -> dict[str, float]:
 
 
 @torch.no_grad()
-def draw(generator: Generator, z: torch.Tensor) -> np.ndarray:
-    """The generator's numbers of `z`, N x 1, in the target's units: float64 N."""
-    return generator.samples(z).double().cpu().numpy()[:, 0]
-
-
-@torch.no_grad()
 def figure_1(
     x: np.ndarray, target: Any, generator: Generator, discriminator: Discriminator, samples: np.ndarray, title: str
 ) -> Image.Image:
-    """The paper's Figure 1 at the places x; samples: N numbers of the generator's."""
-    device = generator.center.device
-    d = discriminator((torch.as_tensor(x, dtype=torch.float32, device=device)[:, None] - generator.center) / generator.scale).sigmoid()
-    z = torch.linspace(-1, 1, 33, device=device)[:, None]
-    return plots.game(x, target.pdf(x), samples, d.cpu().numpy(), z.cpu().numpy()[:, 0], draw(generator, z), title)
+    """The paper's Figure 1 at the places x; samples: N numbers of the generator's, whose kernel estimate stands for its density."""
+    d = discriminator(in_units(x[:, None], generator)).sigmoid().cpu().numpy()
+    data, fakes = target.pdf(x), plots.estimate(x, samples)
+    seen = data + fakes > 0.005 * data.max()  # where there are neither data nor fakes, the best D may say anything
+    best_d = np.divide(data, data + fakes, out=np.full_like(data, np.nan), where=seen)  # (proposition 1)
+    z = torch.linspace(-1, 1, 33)[:, None]
+    carried = generator.samples(z.to(generator.center.device))
+    return plots.game(x, data, fakes, d, best_d, z.numpy()[:, 0], carried.numpy()[:, 0], title)
 
 
 def portrait(config: Config, samples: np.ndarray) -> Image.Image:
@@ -230,42 +238,44 @@ THEORY = {"loss_d": ("log 4", np.log(4)), "loss_g": ("log 2", np.log(2))}
 def train(config: Config) -> None:
     """One whole run; Run says what it leaves. Raises UserError for constants that can't be used."""
     require_positive(learning_rate_d=config.learning_rate_d, learning_rate_g=config.learning_rate_g)
-    require_not_negative(decay=config.decay, penalty=config.penalty, picture_every=config.picture_every)
+    require_not_negative(beta1=config.beta1, decay=config.decay, penalty=config.penalty, picture_every=config.picture_every)
+    if config.beta1 >= 1:
+        raise UserError(f"beta1 is {config.beta1}, expected a number from 0 to below 1: give --beta1 another value")
     target = find_target(config)
     torch.set_num_threads(1)  # of nets this small a second thread slows the products down
     run = Run(config, "gan_normal", "" if config.target == "normal" else config.target, BAR)
-    real = target.rvs(MEASURED, random_state=np.random.default_rng(config.seed))
-    generator, discriminator = run.place(Generator(), Discriminator())
+    data = target.rvs(MEASURED, random_state=np.random.default_rng([config.seed, 0]))  # (epochs, which have their own, start at 1)
+    generator, discriminator = run.place(Generator(config.spread), Discriminator())
     if config.standardize:
-        generator.center.fill_(real.mean())
-        generator.scale.fill_(real.std())
-    optimizer_g = Adam(generator.parameters(), config.learning_rate_g, betas=(0.0, 0.99), fused=True)
-    optimizer_d = Adam(discriminator.parameters(), config.learning_rate_d, betas=(0.0, 0.99), fused=True)
+        generator.center.fill_(data.mean())
+        generator.scale.fill_(data.std())
+    optimizer_g = Adam(generator.parameters(), config.learning_rate_g, betas=(config.beta1, 0.99), fused=True)
+    optimizer_d = Adam(discriminator.parameters(), config.learning_rate_d, betas=(config.beta1, 0.99), fused=True)
     run.track(generator=generator, discriminator=discriminator, optimizer_g=optimizer_g, optimizer_d=optimizer_d)
-    run.real = portrait(config, real[:, None])
-    places = plots.axis(real)
+    run.real = portrait(config, data[:, None])
+    places = plots.axis(data)
     fixed_z = generator.latent(MEASURED, "cpu", torch.Generator().manual_seed(config.seed)).to(run.device)
 
-    def look(step: int | None = None) -> None:
-        """Measures the generator, and draws it after an epoch, or after a step of the first one."""
-        samples = draw(generator, fixed_z)
+    def look(drawn: bool, step: int | None = None) -> dict[str, float]:
+        """How far the generator is from the target now; if asked for, a frame of it, after an epoch or after a step of the first one."""
+        with torch.no_grad():
+            samples = generator.samples(fixed_z).numpy()[:, 0]
         found = distances(samples, target)
-        if step is None:
-            run.log(**found)
-        if step or (config.picture_every and epoch % config.picture_every == 0):
+        if drawn:
             title = f"iteration {run.iteration + 1:,}: W1 {found['w1']:.3f}"
             run.frame(figure_1(places, target, generator, discriminator, samples, title), step)
+        return found
 
     for epoch in run.epochs():
-        for real_x in run.steps(batches(target, config, epoch, generator), STEPS, "samples"):
+        for real in run.steps(batches(target, config, epoch, generator), STEPS, "samples"):
             left = 1 - run.iteration / (STEPS * config.epochs)
             optimizer_g.param_groups[0]["lr"] = config.learning_rate_g * left**config.decay
 
             # Discriminator: ascend log D(x) + log(1 - D(G(z))).                                                  (equation 1)
-            fake = generator(generator.latent(len(real_x), run.device))
-            logits_real, logits_fake = discriminator(real_x.requires_grad_()), discriminator(fake.detach())
+            fake = generator(generator.latent(len(real), run.device))
+            logits_real, logits_fake = discriminator(real.requires_grad_()), discriminator(fake.detach())
             loss_d = discriminator_loss(logits_real, logits_fake)
-            penalty = config.penalty * slope_penalty(logits_real, real_x) if config.penalty else 0
+            penalty = config.penalty * slope_penalty(logits_real, real) if config.penalty else 0
             run.backward(loss_d + penalty, discriminator)
             run.step(optimizer_d)
 
@@ -275,9 +285,10 @@ def train(config: Config) -> None:
             run.step(optimizer_g)
             run.log(loss_d=loss_d, loss_g=loss_g)
             if config.picture_every and run.iteration + 1 in EARLY:
-                look(run.iteration + 1)
-        look()
-    run.finish(generator, CURVES, THEORY | {"mean": ("the data's", real.mean()), "std": ("the data's", real.std())}, captions=False)
+                look(True, run.iteration + 1)
+        run.log(**look(run.due()))
+    moments = {"mean": (f"{data.mean():.2f}", data.mean()), "std": (f"{data.std():.2f}", data.std())}
+    run.finish(generator, CURVES, THEORY | moments, captions=False)
 
 
 if __name__ == "__main__":

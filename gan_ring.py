@@ -29,6 +29,7 @@ from utils.shell import command_line, require_not_negative, require_positive
 
 STEPS = 100  # an epoch: the data never ends, so an epoch is what lies between two measurements
 MEASURED = 100_000  # samples
+COLDEST = 1 / 300  # of the first noise: a sixth of a mode's deviation
 RADIUS, DEVIATION = 2.0, 0.02
 ANGLES = np.arange(8) * (np.pi / 4)
 MODES = RADIUS * np.stack([np.cos(ANGLES), np.sin(ANGLES)], axis=1)  # 8 x 2
@@ -39,21 +40,22 @@ class Config:
     """Train a GAN on a ring of eight Gaussians."""
 
     epochs: int = 80
-    """Of 100 steps each, on fresh samples of the ring."""
+    """Of 100 steps each, on fresh samples of the ring. Rates and noise fall over all of them: a resumed run that is given more takes
+    them up again."""
     batch_size: int = 512
     """Samples a step."""
     learning_rate_d: float = 0.003
-    """Of the discriminator, at the start."""
+    """The discriminator's, at the start."""
     learning_rate_g: float = 0.004
-    """Of the generator, at the start."""
-    decay_d: float = 0.03
-    """What is left of the discriminator's rate at the end, where it has fallen by the same share in every step (1: it stays)."""
+    """The generator's, at the start."""
+    left_d: float = 0.03
+    """The share of the discriminator's rate that is left at the end; it falls by the same share in every step (1: it stays)."""
     decay_g: float = 2.0
     """The generator's rate falls with this power of the share of steps left (0: it stays)."""
     noise: float = 1.0
     """The deviation of the noise on what D sees, at the start (0: none)."""
     cooling: float = 0.7
-    """The share of training after which it has fallen to a 300th, and is switched off."""
+    """The share of training after which it has fallen to COLDEST, and is switched off."""
     seed: int = 0
     """Of the weights, the noise and the data."""
     name: str = ""
@@ -132,6 +134,11 @@ def batches(config: Config, epoch: int, device: torch.device) -> Iterator[torch.
         yield torch.as_tensor(ring(config.batch_size, rng), dtype=torch.float32, device=device)
 
 
+def noise_after(done: float, config: Config) -> float:
+    """The deviation of the noise on what D sees, after this share of training."""
+    return config.noise * COLDEST ** (done / config.cooling) if done < config.cooling else 0
+
+
 def coverage(points: np.ndarray) -> dict[str, float]:
     """How well points (N x 2) cover the ring: `modes`, of 8, that have at least a quarter of their share of the points within three
     standard deviations; and `high_quality`, the share of the points that lie so near to any mode (99% for the ring itself).
@@ -170,7 +177,7 @@ THEORY = {"high_quality": ("99%", 1 - np.exp(-4.5)), "loss_d": ("log 4", np.log(
 def train(config: Config) -> None:
     """One whole run; Run says what it leaves. Raises UserError for constants that can't be used."""
     require_positive(learning_rate_d=config.learning_rate_d, learning_rate_g=config.learning_rate_g)
-    require_positive(decay_d=config.decay_d, cooling=config.cooling)
+    require_positive(left_d=config.left_d, cooling=config.cooling)
     require_not_negative(decay_g=config.decay_g, noise=config.noise, picture_every=config.picture_every)
     torch.set_num_threads(1)  # of nets this small a second thread slows the products down
     run = Run(config, "gan_ring", "", BAR)
@@ -178,14 +185,15 @@ def train(config: Config) -> None:
     optimizer_g = Adam(generator.parameters(), config.learning_rate_g, betas=(0.0, 0.99), fused=True)
     optimizer_d = Adam(discriminator.parameters(), config.learning_rate_d, betas=(0.0, 0.99), fused=True)
     run.track(generator=generator, discriminator=discriminator, optimizer_g=optimizer_g, optimizer_d=optimizer_d)
-    run.real = portrait(config, ring(MEASURED, np.random.default_rng(config.seed)))
+    run.real = portrait(config, ring(MEASURED, np.random.default_rng([config.seed, 0])))  # (epochs, which have their own, start at 1)
+    fixed_z = generator.latent(MEASURED, "cpu", torch.Generator().manual_seed(config.seed)).to(run.device)
 
     for epoch in run.epochs():
         for real in run.steps(batches(config, epoch, run.device), STEPS, "samples"):
             done = run.iteration / (STEPS * config.epochs)
             optimizer_g.param_groups[0]["lr"] = config.learning_rate_g * (1 - done) ** config.decay_g
-            optimizer_d.param_groups[0]["lr"] = config.learning_rate_d * config.decay_d**done
-            noise = config.noise * 300 ** -(done / config.cooling) if done < config.cooling else 0
+            optimizer_d.param_groups[0]["lr"] = config.learning_rate_d * config.left_d**done
+            noise = noise_after(done, config)
 
             # Discriminator: ascend log D(x + noise) + log(1 - D(G(z) + noise)).
             fake = generator(generator.latent(len(real), run.device))
@@ -202,11 +210,11 @@ def train(config: Config) -> None:
             run.log(loss_d=loss_d, loss_g=loss_g)
 
         with torch.no_grad():
-            points = generator(generator.latent(MEASURED, run.device)).double().cpu().numpy()
+            points = generator(fixed_z).cpu().double().numpy()
         found = coverage(points)
         run.log(**found)
-        if config.picture_every and epoch % config.picture_every == 0:
-            title = f"iteration {run.iteration + 1:,}: {found['modes']} of 8 modes, {found['high_quality']:.0%} high quality"
+        if run.due():
+            title = f"iteration {run.iteration + 1:,}: {found['modes']} of {len(MODES)} modes, {found['high_quality']:.0%} high quality"
             run.frame(picture(points, discriminator, title))
     run.finish(generator, CURVES, THEORY, captions=False)
 

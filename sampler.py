@@ -81,7 +81,7 @@ def between(a: torch.Tensor, b: torch.Tensor, share: float, noise: str) -> torch
 
 
 def grid(model: Model, seed: int = 0, rows: int = 10, columns: int = 10, out: Path | None = None) -> None:
-    """Write a PNG of samples: images in a grid, or, of an experiment without images, 100,000 points over the true density.
+    """Write a PNG of samples: images in a grid, or, of an experiment without images, points over the target.
 
     Args:
         model: The file of weights.
@@ -164,7 +164,7 @@ def export(model: Model, count: int = 10_000, seed: int = 0, out: str = "samples
 
 
 def makes_images(generator: nn.Module) -> bool:
-    """Whether its output are images, of the range `pixels`, and not points, which its method `samples` gives."""
+    """Whether it makes images, of the range `pixels`, and not points, which its method `samples` gives."""
     return hasattr(generator, "pixels")
 
 

@@ -23,15 +23,20 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import gan_normal
 from utils.shell import UserError, command_line, require_positive
 
-EQUAL_RATES = {"learning_rate_g": gan_normal.Config.learning_rate_d}
-ROWS = {
-    "normal": {},
+CURES_OFF = {
     "no penalty": {"penalty": 0},
     "no decay": {"decay": 0},
-    "equal rates": EQUAL_RATES,
-    "own units": {"standardize": False},
-    "none of the cures": {"penalty": 0, "decay": 0, "standardize": False, **EQUAL_RATES},
+    "equal rates": {"learning_rate_g": gan_normal.Config.learning_rate_d},
+    "Adam's usual momentum": {"beta1": 0.9},
+    "the target's own units": {"standardize": False},
+    "kinks as PyTorch places them": {"spread": False},
+}
+ROWS = {
+    "normal": {},
+    **CURES_OFF,
+    "none of the cures": {name: value for cure in CURES_OFF.values() for name, value in cure.items()},
     **{target: {"target": target} for target in gan_normal.TARGETS if target != "normal"},
+    **{f"{target}, no penalty": {"target": target, "penalty": 0} for target in ("mixture", "exponential")},
 }
 
 

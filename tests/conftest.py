@@ -11,6 +11,14 @@ from PIL import Image
 PROJECT = Path(__file__).parent.parent
 
 
+@pytest.fixture(autouse=True)
+def threads():
+    """Some experiments work on one thread; the next test has them all again."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def digits():
     """The first 300 training images of MNIST, uint8 300 x 1 x 28 x 28."""

@@ -12,16 +12,11 @@ from PIL import Image
 from scipy import stats
 
 import gan_normal
+import gan_ring
+import sampler
+from benchmarks import normal
 from gan_normal import TARGETS, Config, Discriminator, Generator, Mixture, distances, slope_penalty, train
 from utils.models import read_generator
-
-
-@pytest.fixture(autouse=True)
-def threads():
-    """train() works on one thread; the other tests have them all."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture
@@ -85,6 +80,14 @@ def test_the_generator_bends_over_all_of_its_noise():
     assert bends.std() == pytest.approx(3**-0.5, abs=0.25)  # of a uniform distribution; 32 of it err by 0.06
 
 
+def test_every_cure_can_be_switched_off(config, tmp_path):
+    train(config(epochs=1, picture_every=0))
+    with_all = rows(tmp_path)[0]["w1"]
+    for cure in normal.CURES_OFF.values():
+        train(config(epochs=1, picture_every=0, **cure))
+        assert rows(tmp_path)[0]["w1"] != with_all
+
+
 def test_a_run_leaves_what_it_promises(config, tmp_path, capsys):
     train(config(epochs=3, target="mixture", name=""))
     name = "gan_normal_mixture"
@@ -127,9 +130,11 @@ def test_only_the_generators_rate_falls(config, tmp_path):
     assert parts["optimizer_d"]["param_groups"][0]["lr"] == Config.learning_rate_d
 
 
-def test_an_interrupted_run_ends_where_a_whole_one_does(config, tmp_path, monkeypatch):
-    train(config(name="whole", epochs=3))
-    steps, loss = [], gan_normal.generator_loss
+@pytest.mark.parametrize("module", [gan_normal, gan_ring], ids=lambda module: module.__name__)
+def test_an_interrupted_run_ends_where_a_whole_one_does(tmp_path, monkeypatch, module):
+    constants = {"root": str(tmp_path), "epochs": 3, "batch_size": 64, "device": "cpu"}
+    module.train(module.Config(name="whole", **constants))
+    steps, loss = [], module.generator_loss
 
     def interrupted(logits):
         steps.append(logits)
@@ -137,19 +142,47 @@ def test_an_interrupted_run_ends_where_a_whole_one_does(config, tmp_path, monkey
             os.kill(os.getpid(), signal.SIGINT)
         return loss(logits)
 
-    monkeypatch.setattr(gan_normal, "generator_loss", interrupted)
+    monkeypatch.setattr(module, "generator_loss", interrupted)
     with pytest.raises(SystemExit, match="130"):
-        train(config(name="parts", epochs=3))
-    train(config(name="parts", epochs=3, resume=True))
+        module.train(module.Config(name="parts", **constants))
+    module.train(module.Config(name="parts", resume=True, **constants))
     whole, parts = (read_generator(tmp_path / "models" / f"{name}.safetensors")[2] for name in ("whole", "parts"))
     assert all(torch.equal(whole[key], parts[key]) for key in whole)
-    assert [row["w1"] for row in rows(tmp_path, "whole")] == [row["w1"] for row in rows(tmp_path, "parts")]
+    whole, parts = ([list(row.values())[:-2] for row in rows(tmp_path, name)] for name in ("whole", "parts"))  # all but times
+    assert whole == parts
 
 
-def test_another_distribution_takes_one_line(config, tmp_path, monkeypatch, shell):
-    monkeypatch.setitem(TARGETS, "gamma", stats.gamma(3))
-    train(config(target="gamma"))
-    assert float(rows(tmp_path)[-1]["w1"]) > 0
+@pytest.mark.parametrize("other", [stats.gamma(3), stats.beta(0.5, 0.5), stats.norm(1e6, 1)], ids=["gamma", "beta", "far"])
+def test_another_distribution_takes_one_line(config, tmp_path, monkeypatch, other):
+    monkeypatch.setitem(TARGETS, "other", other)
+    train(config(target="other", epochs=5, batch_size=256))
+    last = rows(tmp_path)[-1]
+    assert float(last["w1"]) < 0.3 * other.std()  # a point at the mean is 0.8 deviations from a normal distribution
+    assert float(last["ks"]) < 0.2
+
+
+def test_players_that_lose_their_heads_end_the_run_with_a_sentence(tmp_path, shell):
+    status, _, said = shell("gan_normal.py", "--root", tmp_path, "--epochs", 1, "--learning-rate-g", 1e30)
+    assert status == 2
+    assert "in epoch 1: give constants that let the players move less" in said.splitlines()[-1]
+    assert not (tmp_path / "models" / "gan_normal.safetensors").exists()
+
+
+def test_a_collapsed_generator_is_drawn_too():
+    with torch.no_grad():
+        generator, discriminator = Generator(), Discriminator()
+        generator.layers[-1].weight.zero_()
+    samples = np.full(1000, 4.0)
+    x = np.linspace(0, 8, 200)
+    assert gan_normal.figure_1(x, TARGETS["normal"], generator, discriminator, samples, "").size == (500, 440)
+
+
+def test_the_file_of_weights_makes_the_samples_that_were_measured(config, tmp_path):
+    train(config(picture_every=0))
+    _, found, generator = sampler.load(tmp_path / "models" / "a.safetensors")
+    z = generator.latent(100_000, "cpu", torch.Generator().manual_seed(found.seed))
+    w1 = distances(sampler.points(generator, z)[:, 0], TARGETS["normal"])["w1"]
+    assert w1 == pytest.approx(float(rows(tmp_path)[-1]["w1"]), abs=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -161,6 +194,7 @@ def test_another_distribution_takes_one_line(config, tmp_path, monkeypatch, shel
         (["--learning-rate-d", 0], ["learning_rate_d is 0"]),
         (["--penalty", -1], ["penalty is -1"]),
         (["--decay", "nan"], ["decay is nan"]),
+        (["--beta1", 1], ["beta1 is 1"]),
         (["--picture-every", -1], ["picture_every is -1"]),
         (["--batch-size", 0], ["batch_size is 0"]),
         (["--device", "tpu"], ["no device named 'tpu'"]),

@@ -4,10 +4,12 @@ import csv
 
 import numpy as np
 import pytest
+import torch
 from conftest import assert_one_sentence
 from PIL import Image
 
-from gan_ring import MODES, Config, coverage, ring, train
+import gan_ring
+from gan_ring import COLDEST, MODES, Config, coverage, noise_after, ring, train
 
 
 def test_the_ring_itself_is_covered():
@@ -26,6 +28,35 @@ def test_a_mode_counts_from_a_quarter_of_its_share():
     points[563:600] = MODES[3] + [0.061, 0]  # just outside
     assert coverage(points) == {"modes": 2, "high_quality": pytest.approx(0.563)}
     assert coverage(far) == {"modes": 0, "high_quality": 0}
+
+
+def test_noise_cools_and_is_switched_off():
+    config = Config(noise=2.0, cooling=0.5)
+    assert noise_after(0, config) == 2
+    assert noise_after(0.25, config) == pytest.approx(2 * COLDEST**0.5)
+    assert noise_after(0.4999, config) == pytest.approx(2 * COLDEST, rel=0.01)
+    assert noise_after(0.5, config) == 0
+    assert noise_after(0, Config(noise=0)) == 0
+
+
+def test_both_rates_fall_as_their_constants_say(tmp_path):
+    train(Config(root=str(tmp_path), epochs=2, batch_size=16, device="cpu", picture_every=0))
+    parts = torch.load(tmp_path / "outputs" / "gan_ring" / "checkpoint.pt", weights_only=True)["parts"]
+    rate_d, rate_g = (parts[name]["param_groups"][0]["lr"] for name in ("optimizer_d", "optimizer_g"))
+    left = 1 / (2 * gan_ring.STEPS)  # at the last step
+    assert rate_d == pytest.approx(Config.learning_rate_d * Config.left_d ** (1 - left))
+    assert rate_g == pytest.approx(Config.learning_rate_g * left**Config.decay_g)
+
+
+def test_the_landscape_lies_as_the_points_do():
+    class Right(torch.nn.Linear):
+        """Says real to all on the right."""
+
+        def forward(self, x):
+            return 10 * x[:, 0] + 0 * self.weight.sum()
+
+    grey = np.asarray(gan_ring.picture(np.zeros((0, 2)), Right(1, 1), "").convert("L"), float)
+    assert grey[100:-20, 220:380].mean() < grey[100:-20, 20:180].mean() - 30  # the darker, the more real
 
 
 def test_a_run_leaves_what_it_promises(tmp_path):

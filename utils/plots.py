@@ -14,26 +14,28 @@ def axis(samples: np.ndarray, points: int = 200) -> np.ndarray:
     return np.linspace(low - 0.25 * (high - low), high + 0.25 * (high - low), points)
 
 
+def estimate(x: np.ndarray, samples: np.ndarray) -> np.ndarray:
+    """A kernel estimate, at evenly spaced places x, of the density that samples (N numbers) have: Gaussians two places wide."""
+    from scipy.ndimage import gaussian_filter1d
+
+    step = x[1] - x[0]
+    counts = np.histogram(samples, np.append(x, x[-1] + step) - step / 2)[0]
+    return gaussian_filter1d(counts / (len(samples) * step), 2, mode="constant")
+
+
 def game(
-    x: np.ndarray, density: np.ndarray, samples: np.ndarray, d: np.ndarray, z: np.ndarray, carried: np.ndarray, title: str
+    x: np.ndarray, data: np.ndarray, fakes: np.ndarray, d: np.ndarray, best_d: np.ndarray, z: np.ndarray, carried: np.ndarray, title: str
 ) -> Image.Image:
-    """Goodfellow et al. 2014, Figure 1.
-
-    x, density, d: the places, the data's density and D there; samples: of the generator (N numbers), for a kernel estimate of its
-    density; z, carried: noise, and where the generator carries it.
+    """Goodfellow et al. 2014, Figure 1: at the places x, the densities of data and fakes, D and the best D (NaN: not drawn); below
+    them lines from z, each to where the generator carries it.
     """
-    from scipy import stats
-
     figure, (above, below) = _figure(2, (5, 4.4), right=0.93, hspace=0.13, height_ratios=(3, 1))
-    fakes = stats.gaussian_kde(samples[:5_000], bw_method=0.1)(x)
-    above.plot(x, density, color=DATA, linestyle=":", linewidth=2, label="data")
+    above.plot(x, data, color=DATA, linestyle=":", linewidth=2, label="data")
     above.plot(x, fakes, color=FAKE, label="generator")
-    above.set(xlim=(x[0], x[-1]), ylim=(0, 1.5 * density.max()), yticks=[], title=title)
+    above.set(xlim=(x[0], x[-1]), ylim=(0, 1.5 * data.max()), yticks=[], title=title)
     judge = above.twinx()
     judge.plot(x, d, color=JUDGE, linestyle="--", label="D")
-    total = density + fakes
-    seen = total > 0.005 * density.max()  # where there are neither data nor fakes, the best D may say anything
-    judge.plot(x, np.where(seen, density / np.where(seen, total, 1), np.nan), color=JUDGE, alpha=0.35, linewidth=3, label="best D")
+    judge.plot(x, best_d, color=JUDGE, alpha=0.35, linewidth=3, label="best D")
     judge.set(ylim=(0, 1.02), yticks=[0, 0.5, 1])
     judge.tick_params(colors=JUDGE)
     lines = [*above.get_lines(), *judge.get_lines()]

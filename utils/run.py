@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import math
 import shutil
 import signal
 import sys
@@ -188,6 +189,11 @@ class Run:
             save_png(picture, self.outputs / f"epoch_{self.epoch:04d}.png")
             self._to_tensorboard("fake", picture, self.epoch)
 
+    def due(self) -> bool:
+        """Whether a frame is due after this epoch: every `config.picture_every`-th one (0: none) and the last."""
+        every = self.config.picture_every
+        return every > 0 and (self.epoch % every == 0 or self.epoch == self.config.epochs)
+
     def finish(
         self, generator: nn.Module, curves: dict[str, dict[str, str]], theory: dict[str, tuple[str, float]], captions: bool = True
     ) -> None:
@@ -235,6 +241,10 @@ class Run:
         self.means = {}
         for names, (total, count) in self.sums.items():
             self.means |= zip(names, (total / count).tolist(), strict=True)
+        for name, value in self.means.items():
+            if not math.isfinite(value):
+                self.bar.close()
+                raise UserError(f"{name} is {value} in epoch {self.epoch}: give constants that let the players move less")
         known = (self.rows[-1] if self.rows else {}) | self.means  # what is measured once an epoch stands there until the next time
         numbers = " ".join(form.format(known[name]) for name, form in self.shown.items() if name in known).replace(" 0.", " .")
         self.bar.set_description_str(f"{self.epoch}/{self.config.epochs} {numbers} ", refresh=False)
