@@ -13,6 +13,7 @@ import io
 import statistics
 import sys
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -54,10 +55,8 @@ class Table:
 
 def main(table: Table) -> None:
     """Prints the table as Markdown, row by row."""
-    require_positive(seeds=table.seeds)
-    unknown = set(table.rows) - set(ROWS)
-    if unknown:
-        raise UserError(f"no row named {', '.join(sorted(unknown))}: give --rows one or more of {', '.join(ROWS)}")
+    require_positive(seeds=table.seeds, epochs=table.epochs)
+    require_rows(table.rows, ROWS)
     print("| | W1, median | W1, worst | KS, median | KS, worst | standard deviation, range | seconds, median | seconds, worst |")
     print("|---|" + "---|" * 7)
     for row in table.rows:
@@ -66,6 +65,13 @@ def main(table: Table) -> None:
         cells = [f"{statistics.median(w1):.4f}", f"{max(w1):.4f}", f"{statistics.median(ks):.4f}", f"{max(ks):.4f}"]
         cells += [f"{min(std):.3f}-{max(std):.3f}", f"{statistics.median(seconds):.1f}", f"{max(seconds):.1f}"]
         print(f"| {row} |", " | ".join(cells), "|", flush=True)
+
+
+def require_rows(names: Iterable[str], rows: Iterable[str]) -> None:
+    """UserError where a table has no rows of these names."""
+    unknown = set(names) - set(rows)
+    if unknown:
+        raise UserError(f"no row named {', '.join(sorted(unknown))}: give --rows one or more of {', '.join(rows)}")
 
 
 def last_row(experiment: ModuleType, **constants: object) -> dict[str, float]:

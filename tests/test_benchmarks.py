@@ -83,3 +83,5 @@ def test_the_table_of_the_ring_names_each_seeds_modes(monkeypatch, capsys):
     rows = cells(capsys.readouterr().out)
     assert [row[0] for row in rows] == list(ring.ROWS)
     assert rows[0][1:] == ["8 7 6", "91.0%", "90.0%", "20.0"]
+    with pytest.raises(normal.UserError, match="no row named luck"):
+        ring.main(ring.Table(rows=("luck",)))
