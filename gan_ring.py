@@ -1,9 +1,10 @@
 """A GAN in the plane, which finds all eight modes of the ring.
 
 The field's test for lost modes: eight narrow Gaussians on a circle (Metz et al., "Unrolled Generative Adversarial Networks", 2017,
-section 3.1). The plain game (Goodfellow et al. 2014) learns a few of them: a D that can see the modes says nothing to a G that is far
-from them, so that G sits down where it first meets data. What cures it is noise on all that D sees, real and fake (Sonderby et
-al. 2017), which melts the modes into one blob that G can't miss, and cools down: the modes separate slowly, and G with them.
+section 3.1). The plain game (Goodfellow et al. 2014) moves from mode to mode and never settles: where the modes are narrow, D's slope
+leads to the nearest one, not to those that are missing. What cures it is noise on all that D sees, real and fake (Sonderby et al.
+2017, "Amortised MAP Inference for Image Super-resolution"), which melts the modes into one blob that G can't miss, and cools down, so
+that they separate slowly, and G with them; and rates that fall, so that no mode is lost again.
 
 The GIF shows samples over the eight modes, with D's landscape behind: the darker, the more real. A run takes about half a minute
 on two CPU cores.
@@ -140,8 +141,9 @@ def noise_after(done: float, config: Config) -> float:
 
 
 def coverage(points: np.ndarray) -> dict[str, float]:
-    """How well points (N x 2) cover the ring: `modes`, of 8, that have at least a quarter of their share of the points within three
-    standard deviations; and `high_quality`, the share of the points that lie so near to any mode (99% for the ring itself).
+    """How well points (N x 2) cover the ring (after Srivastava et al. 2017, "VEEGAN"): `modes`, of 8, that have at least a quarter of
+    their share of the points within three standard deviations; and `high_quality`, the share of the points that lie so near to any
+    mode (99% for the ring itself).
     """
     apart = np.linalg.norm(points[:, None] - MODES, axis=2)
     near = apart < 3 * DEVIATION

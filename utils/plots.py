@@ -36,10 +36,10 @@ def game(
     judge = above.twinx()
     judge.plot(x, d, color=JUDGE, linestyle="--", label="D")
     judge.plot(x, best_d, color=JUDGE, alpha=0.35, linewidth=3, label="best D")
-    judge.set(ylim=(0, 1.02), yticks=[0, 0.5, 1])
+    judge.set(ylim=(0, 1.2), yticks=[0, 0.5, 1])  # the legend lies above
     judge.tick_params(colors=JUDGE)
     lines = [*above.get_lines(), *judge.get_lines()]
-    above.legend(lines, [line.get_label() for line in lines], loc="upper left", ncols=2, frameon=False, fontsize=8)
+    above.legend(lines, [line.get_label() for line in lines], loc="upper center", ncols=4, frameon=False, fontsize=8)
     from_z = np.interp(z, (z.min(), z.max()), (x[0], x[-1]))
     below.plot([carried, from_z], [np.ones_like(z), np.zeros_like(z)], color="gray", linewidth=0.7)
     below.set(xlim=(x[0], x[-1]), ylim=(0, 1), yticks=[0, 1], yticklabels=["z", "x"], xticks=[])
