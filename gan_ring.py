@@ -1,10 +1,10 @@
 """A GAN in the plane, which finds all eight modes of the ring.
 
 The field's test for lost modes: eight narrow Gaussians on a circle (Metz et al., "Unrolled Generative Adversarial Networks", 2017,
-section 3.1). The plain game (Goodfellow et al. 2014) moves from mode to mode and never settles: where the modes are narrow, D's slope
-leads to the nearest one, not to those that are missing. What cures it is noise on all that D sees, real and fake (Sonderby et al.
-2017, "Amortised MAP Inference for Image Super-resolution"), which melts the modes into one blob that G can't miss, and cools down, so
-that they separate slowly, and G with them; and rates that fall, so that no mode is lost again.
+section 3.1). The plain game (Goodfellow et al. 2014) leaves some of them out: where the modes are narrow, D's slope leads to the nearest
+one, not to those that are missing, and steps of one size lose again what was found. What cures it, together, is noise on all that D
+sees, real and fake (Sonderby et al. 2017, "Amortised MAP Inference for Image Super-resolution"), which melts the modes into one blob
+that G can't miss, and cools down, so that they separate slowly, and G with them; and rates that fall.
 
 The GIF shows samples over the eight modes, with D's landscape behind: the darker, the more real. A run takes about half a minute
 on two CPU cores.

@@ -105,12 +105,14 @@ def test_a_run_leaves_what_it_promises(config, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("seed", [100, 101, 102])
-def test_a_quarter_of_a_run_lands_near_its_target(config, tmp_path, seed):
-    """On seeds 0 to 7 W1 was 0.058 at most after these 1,000 steps, 0.042 in the median; without the cures 0.16 in the median."""
+def test_a_shorter_run_lands_near_its_target(config, tmp_path, seed):
+    """Of 1,000 steps. On seeds 0 to 19 W1 was 0.042 with a deviation of 0.007 and the samples' deviation 1.241 with one of 0.005; the
+    bounds are 5 of these away, which a sound run misses once in millions. Without the cures W1 was 0.66 to 1.92 (four seeds).
+    """
     train(config(epochs=10, batch_size=Config.batch_size, seed=seed, picture_every=0))
     last = rows(tmp_path)[-1]
-    assert float(last["w1"]) < 0.1
-    assert float(last["std"]) == pytest.approx(1.25, abs=0.1)
+    assert float(last["w1"]) < 0.075
+    assert float(last["std"]) == pytest.approx(1.241, abs=0.025)
 
 
 def test_pictures_can_be_left_out_and_change_nothing(config, tmp_path):

@@ -71,6 +71,20 @@ def test_a_run_leaves_what_it_promises(tmp_path):
     assert (tmp_path / "models" / "gan_ring.safetensors").exists()
 
 
+def test_shorter_runs_find_modes(tmp_path):
+    """Of 2,000 steps. On seeds 0 to 19 the share of high quality was 83% with a deviation of 9%, the modes 7.2 with one of 1.6; the
+    bounds are 5 of these away (for the three seeds' sum of modes, 1.6 times the root of 3).
+    """
+    modes = 0
+    for seed in (100, 101, 102):
+        train(Config(root=str(tmp_path), epochs=20, device="cpu", seed=seed, picture_every=0))
+        with open(tmp_path / "outputs" / "gan_ring" / "metrics.csv", newline="") as file:
+            *_, last = csv.DictReader(file)
+        assert float(last["high_quality"]) > 0.38
+        modes += float(last["modes"])
+    assert modes >= 8
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"), [(["--noise", -1], "noise is -1"), (["--cooling", 0], "cooling is 0"), (["--epochs", -1], "epochs is -1")]
 )

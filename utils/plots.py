@@ -47,14 +47,15 @@ def game(
 
 
 def histogram(x: np.ndarray, density: np.ndarray, samples: np.ndarray, title: str) -> Image.Image:
-    """A histogram of samples (N numbers) over a density at the places x; samples beyond the places are counted in the title."""
+    """A histogram of samples (N numbers) over a density at the places x; the title says how many lie beyond these."""
     beyond = np.mean((samples < x[0]) | (samples > x[-1]))
     figure, (axes,) = _figure(1, (5, 3.2))
     bins = np.linspace(x[0], x[-1], 101)
     heights = np.histogram(samples, bins)[0] / (len(samples) * (bins[1] - bins[0]))
     axes.stairs(heights, bins, fill=True, color=FAKE, alpha=0.5)
     axes.plot(x, density, color=DATA, linestyle=":", linewidth=2)
-    axes.set(title=title + (f" ({beyond:.1%} lie outside)" if beyond else ""), yticks=[], xlim=(x[0], x[-1]))
+    axes.set(yticks=[], xlim=(x[0], x[-1]))
+    axes.set_title(title + (f" ({beyond:.1%} lie outside)" if beyond >= 0.0005 else ""), fontsize=10)
     return _image(figure)
 
 
