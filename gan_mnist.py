@@ -14,10 +14,11 @@ Each epoch adds a grid of digits to outputs/gan_mnist_<model>/; gif/gan_mnist_<m
 takes 3 (leaky) to 7 seconds on two CPU cores that have bf16 units.
 
     python gan_mnist.py
-    python gan_mnist.py --model maxout --epochs 250
+    python gan_mnist.py --model maxout --epochs 100
     python gan_mnist.py --data my_pictures/ --name mine
 """
 
+import copy
 import math
 from dataclasses import dataclass
 from typing import Annotated
@@ -27,10 +28,13 @@ import torch.nn.functional as F
 import tyro
 from torch import nn
 from torch.optim import SGD, Adam, Optimizer
+from torch.optim.swa_utils import update_bn
 
 from utils.device import Dropout, widen
+from utils.images import to_uint8, to_unit
 from utils.run import Run
-from utils.shell import UserError, command_line, require_positive
+from utils.scores import parzen
+from utils.shell import UserError, command_line, require_not_negative, require_positive
 
 
 @dataclass
@@ -44,11 +48,17 @@ class Config:
     batch_size: int | None = None
     """Images a step (by default 100 as in the paper; leaky: 256)."""
     learning_rate: float | None = None
-    """Of both players (by default 0.1 as in the paper; leaky: 0.0002)."""
+    """The discriminator's (by default 0.1 as in the paper; maxout: 0.2; leaky: 0.0002)."""
+    generator_rate: float | None = None
+    """The generator's learning rate, in units of the discriminator's (by default 1 as in the paper; maxout: 2)."""
+    average: float | None = None
+    """How far back the average of G's weights, the result, reaches: 0 not at all, 1 to the start (by default 0; maxout: 1/3)."""
     data: str = "mnist"
     """mnist, fashion-mnist, cifar10, or the path of a folder with images; all become 28 x 28 and grey."""
     held_out: int = 10_000
     """The last images of a known set that aren't trained on: the paper's validation set."""
+    estimate_every: int = 10
+    """Epochs between estimates of the validation set's likelihood; the likeliest generator is the result (0: the last one is)."""
     seed: int = 0
     """Of the weights, the noise, dropout and the order of the data."""
     name: str = ""
@@ -68,7 +78,11 @@ class Config:
         if self.batch_size is None:
             self.batch_size = 256 if self.model == "leaky" else 100
         if self.learning_rate is None:
-            self.learning_rate = 0.0002 if self.model == "leaky" else 0.1
+            self.learning_rate = {"maxout": 0.2, "leaky": 0.0002}.get(self.model, 0.1)
+        if self.generator_rate is None:
+            self.generator_rate = 2.0 if self.model == "maxout" else 1.0
+        if self.average is None:
+            self.average = 1 / 3 if self.model == "maxout" else 0.0
 
 
 class MaxoutGenerator(nn.Module):
@@ -195,9 +209,12 @@ BAR = {"loss_d": "loss D {:.2f}", "loss_g": "G {:.2f}", "d_real": "D(real) {:.2f
 CURVES = {
     "losses": {"loss_d": "D: -log D(x) - log(1 - D(G(z)))", "loss_g": "G: -log D(G(z))"},
     "share that D tells right": {"accuracy_d": "D's accuracy"},
+    "log-likelihood of held-out images": {"log_likelihood": "generator, nats"},
 }
 # Where the fakes are like the data and D says 1/2 to everything (theorem 1).
 THEORY = {"loss_d": ("log 4", math.log(4)), "loss_g": ("log 2", math.log(2)), "accuracy_d": ("0.5", 0.5)}
+SAMPLES = 10_000  # that the likelihood is estimated from, as in the paper
+AVERAGED_EVERY = 10  # steps: neighbours hardly differ, and all would cost a sixth of the time
 GENERATORS = {"maxout": MaxoutGenerator, "batchnorm": BatchNormGenerator, "leaky": LeakyGenerator}
 DISCRIMINATORS = {"maxout": MaxoutDiscriminator, "batchnorm": MaxoutDiscriminator, "leaky": LeakyDiscriminator}
 
@@ -273,35 +290,68 @@ def paper_schedule(sgd: Optimizer, first_rate: float, update: int, epoch: int) -
         group.update(lr=rate, momentum=momentum * before / rate)
 
 
+@torch.no_grad()
+def add_to_average(average: nn.Module, generator: nn.Module, number: int, reach: float) -> None:
+    """Makes the generator's weights the `number`-th, from 0, in their average: polynomial decay (Shamir and Zhang 2013, equation 5).
+
+    With reach r an average of t weights counts the k-th of them about (k/t)^(1/r - 1) times as much as the last.
+    """
+    torch._foreach_lerp_(list(average.parameters()), list(generator.parameters()), 1 / (1 + number * reach))
+
+
+@torch.no_grad()
+def log_likelihood(generator: nn.Module, z: torch.Tensor, images: torch.Tensor) -> float:
+    """Of images (N x 1 x 28 x 28 in [0, 1]) under what the generator makes of z, in nats, as score.py estimates it."""
+    samples = torch.cat([to_uint8(generator.eval()(part), *generator.pixels) for part in z.split(1000)])
+    generator.train()
+    return parzen(to_unit(samples).to(images.device), images, images).mean
+
+
 def train(config: Config) -> None:
     """One whole run; Run says what it leaves. Raises UserError for constants or data that can't be used."""
-    require_positive(learning_rate=config.learning_rate)
+    require_positive(learning_rate=config.learning_rate, generator_rate=config.generator_rate)
+    require_not_negative(estimate_every=config.estimate_every)
+    if not 0 <= config.average <= 1:
+        raise UserError(f"average is {config.average}, expected a number from 0 to 1: give --average another value")
     if config.model == "batchnorm" and config.batch_size == 1:
         raise UserError("batch_size is 1, expected at least 2 images to normalise over: give --batch-size another value")
     run = Run(config, "gan_mnist", config.model, BAR)
     generator, discriminator = run.place(make_generator(config), DISCRIMINATORS[config.model]())
-    images = run.load(config.data, size=28, channels=1, held_out=config.held_out)
-    networks, rate = (generator, discriminator), config.learning_rate
+    images, validation = run.load(config.data, size=28, channels=1, held_out=config.held_out)
+    rates = config.learning_rate * config.generator_rate, config.learning_rate
+    networks = tuple(zip((generator, discriminator), rates, strict=True))
     if config.model == "leaky":
-        optimizer_g, optimizer_d = (Adam(net.parameters(), rate, betas=(0.5, 0.999), fused=True) for net in networks)
+        optimizer_g, optimizer_d = (Adam(net.parameters(), rate, betas=(0.5, 0.999), fused=True) for net, rate in networks)
     else:
         generator.start_from_marginals(images)
         fused = run.precision != "fp16"  # where a step that overflows is left out, the fused SGD's velocity would start as garbage
-        optimizer_g, optimizer_d = (SGD(net.parameters(), rate, momentum=0.5, fused=fused) for net in networks)
+        optimizer_g, optimizer_d = (SGD(net.parameters(), rate, momentum=0.5, fused=fused) for net, rate in networks)
+    result = copy.deepcopy(generator) if config.average else generator
     players = (generator, discriminator, optimizer_g, optimizer_d)
-    run.track(generator=generator, discriminator=discriminator, optimizer_g=optimizer_g, optimizer_d=optimizer_d)
-    fixed_z = generator.latent(100, "cpu", torch.Generator().manual_seed(config.seed)).to(run.device)
+    run.track(generator=result, player=generator, discriminator=discriminator, optimizer_g=optimizer_g, optimizer_d=optimizer_d)
+    fixed_z = generator.latent(SAMPLES, "cpu", torch.Generator().manual_seed(config.seed)).to(run.device)
 
     for epoch in run.epochs():
         for real in run.batches(images, *generator.pixels):
             if config.model == "leaky":
                 take_turns(run, *players, real)
             else:
-                paper_schedule(optimizer_g, rate, run.iteration, epoch)
-                paper_schedule(optimizer_d, rate, run.iteration, epoch)
+                paper_schedule(optimizer_g, rates[0], run.iteration, epoch)
+                paper_schedule(optimizer_d, rates[1], run.iteration, epoch)
                 move_at_once(run, *players, real)
-        run.picture(generator, fixed_z)
-    run.finish(generator, CURVES, THEORY)
+            if config.average and run.iteration % AVERAGED_EVERY == 0:
+                add_to_average(result, generator, run.iteration // AVERAGED_EVERY, config.average)
+
+        if config.average:
+            update_bn(fixed_z.split(1000), result)
+        run.picture(result, fixed_z[:100])
+        if len(validation) and run.due(config.estimate_every):
+            run.best(result, log_likelihood=log_likelihood(result, fixed_z, to_unit(validation)))
+    reference = {}
+    if run.scored:
+        real = parzen(to_unit(images[:SAMPLES]), to_unit(validation), to_unit(validation)).mean
+        reference = {"log_likelihood": (f"training images: {real:.0f}", real)}
+    run.finish(result, CURVES, THEORY, reference)
 
 
 if __name__ == "__main__":

@@ -288,7 +288,7 @@ def train(config: Config) -> None:
             run.log(loss_d=loss_d, loss_g=loss_g)
             if config.picture_every and run.iteration + 1 in EARLY:
                 look(True, run.iteration + 1)
-        run.log(**look(run.due()))
+        run.log(**look(run.due(config.picture_every)))
     moments = {"mean": (f"{data.mean():z.2f}", data.mean()), "std": (f"{data.std():.2f}", data.std())}
     run.finish(generator, CURVES, THEORY | moments, captions=False)
 

@@ -215,7 +215,7 @@ def train(config: Config) -> None:
             points = generator(fixed_z).cpu().double().numpy()
         found = coverage(points)
         run.log(**found)
-        if run.due():
+        if run.due(config.picture_every):
             title = f"iteration {run.iteration + 1:,}: {found['modes']} of {len(MODES)} modes, {found['high_quality']:.0%} high quality"
             run.frame(picture(points, discriminator, title))
     run.finish(generator, CURVES, THEORY, captions=False)

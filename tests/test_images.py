@@ -42,3 +42,12 @@ def test_curves_are_drawn_without_a_display(tmp_path, monkeypatch):
     (tmp_path / "metrics.csv").write_text("epoch,a,b\n1,0.5,2\n2,0.25,3\n")
     save_curves(tmp_path / "metrics.csv", {"one": {"a": "A"}, "two": {"b": "B"}}, {"a": ("log 2", 0.69)}, tmp_path / "curves.png")
     assert np.asarray(Image.open(tmp_path / "curves.png").convert("L")).std() > 5
+
+
+def test_a_column_with_gaps_is_drawn_and_an_empty_panel_is_not(tmp_path):
+    (tmp_path / "metrics.csv").write_text("epoch,a,b\n1,0.5,\n2,0.25,3\n3,0.25,\n4,0.2,2\n")
+    panels = {"one": {"a": "A"}, "two": {"b": "B"}}
+    save_curves(tmp_path / "metrics.csv", panels, {"b": ("real images", 2.5)}, tmp_path / "two.png")
+    save_curves(tmp_path / "metrics.csv", panels | {"three": {"c": "C"}}, {}, tmp_path / "still_two.png")
+    widths = [Image.open(tmp_path / name).width for name in ("two.png", "still_two.png")]
+    assert widths == [2 * 5 * 120] * 2

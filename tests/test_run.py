@@ -151,9 +151,9 @@ def test_a_new_run_keeps_the_old_result_until_it_has_its_own(config, tmp_path, m
 def test_the_papers_run_follows_its_schedule_from_the_pixels_means(config, digits, tmp_path):
     train(config(model="maxout", name="a"))
     parts = torch.load(tmp_path / "outputs" / "a" / "checkpoint.pt", weights_only=True)["parts"]
-    for player in ("g", "d"):
+    for player, rate in (("g", 0.4), ("d", 0.2)):
         (group,) = parts[f"optimizer_{player}"]["param_groups"]
-        assert group["lr"] == pytest.approx(0.1 / 1.000004**5, rel=1e-12)  # the last of 2 epochs' 6 updates had followed 5
+        assert group["lr"] == pytest.approx(rate / 1.000004**5, rel=1e-12)  # the last of 2 epochs' 6 updates had followed 5
         assert group["momentum"] == pytest.approx((0.5 + 0.2 / 249) * 1.000004, rel=1e-12)
     train(config(model="maxout", name="still", learning_rate=1e-30))
     means = (digits.flatten(1).float().mean(0) / 255).clamp(1e-7, 1 - 1e-7)
@@ -171,8 +171,58 @@ def test_the_tutorials_run_has_the_tutorials_adam(config, tmp_path):
 def test_the_last_images_of_a_known_set_are_held_out(config, digits, monkeypatch):
     monkeypatch.setattr("utils.run.data.load", lambda *_: ImageSet(digits, None))
     run = Run(config(), "gan_mnist", "", {})
-    assert torch.equal(run.load("mnist", 28, 1, held_out=100), digits[:200])
-    assert torch.equal(run.load("a/folder", 28, 1, held_out=100), digits)
+    images, held_out = run.load("mnist", 28, 1, held_out=100)
+    assert torch.equal(images, digits[:200])
+    assert torch.equal(held_out, digits[200:])
+    images, held_out = run.load("a/folder", 28, 1, held_out=100)
+    assert torch.equal(images, digits)
+    assert len(held_out) == 0
+
+
+@pytest.fixture
+def estimates(config, digits, monkeypatch):
+    """A run on digits of which 100 are held out, whose estimates of their likelihood are these numbers."""
+    monkeypatch.setattr("utils.run.data.load", lambda *_: ImageSet(digits, None))
+
+    def trained(numbers, **constants):
+        numbers = iter(numbers)
+        monkeypatch.setattr("gan_mnist.log_likelihood", lambda *_: next(numbers))
+        constants = {"estimate_every": 1, "keep_every": 1, "batch_size": 20} | constants
+        train(config(data="mnist", held_out=100, name="a", **constants))
+        assert list(numbers) == []
+
+    return trained
+
+
+def kept(tmp_path, epoch):
+    return weights(tmp_path, f"a/epoch_{epoch:04d}")
+
+
+@pytest.mark.parametrize("model", ["maxout", "batchnorm", "leaky"])
+def test_the_likeliest_generator_is_the_result(estimates, tmp_path, capsys, model):
+    estimates([3.0, 9.0, 5.0], epochs=3, model=model)
+    assert same(weights(tmp_path, "a"), kept(tmp_path, 2))
+    assert not same(weights(tmp_path, "a"), kept(tmp_path, 3))
+    with safe_open(tmp_path / "models" / "a.safetensors", "pt") as file:
+        assert (file.metadata()["epoch"], file.metadata()["log_likelihood"]) == ("2", "9.0")
+    assert "that of epoch 2: log likelihood 9.0" in capsys.readouterr().out
+    assert [row["log_likelihood"] for row in rows(tmp_path, "a")] == ["3.0", "9.0", "5.0"]
+
+
+def test_the_likeliest_generator_outlives_a_break(estimates, tmp_path, capsys):
+    estimates([3.0, 9.0], epochs=2)
+    estimates([5.0], epochs=3, resume=True)
+    assert same(weights(tmp_path, "a"), kept(tmp_path, 2))
+    estimates([10.0], epochs=4, resume=True)
+    assert same(weights(tmp_path, "a"), kept(tmp_path, 4))
+    assert "that of epoch 4" in capsys.readouterr().out
+
+
+def test_likelihoods_are_estimated_every_few_epochs_and_after_the_last(estimates, tmp_path):
+    estimates([3.0, 2.0, 1.0], epochs=5, estimate_every=2)
+    assert [row["log_likelihood"] for row in rows(tmp_path, "a")] == ["", "3.0", "", "2.0", "1.0"]
+    estimates([], epochs=2, estimate_every=0)
+    assert same(weights(tmp_path, "a"), kept(tmp_path, 2))
 
 
 def test_a_new_run_of_a_name_leaves_nothing_of_the_old_one(config, tmp_path):
@@ -226,6 +276,10 @@ def test_a_run_in_fp16_leaves_finite_numbers(config, tmp_path, model):
         ({"model": "batchnorm", "batch_size": 1}, "at least 2 images to normalise over"),
         ({"batch_size": 301}, "300 images, fewer than a batch of 301"),
         ({"keep_every": -1}, "keep_every is -1"),
+        ({"estimate_every": -1}, "estimate_every is -1"),
+        ({"average": 1.5}, "average is 1.5"),
+        ({"average": math.nan}, "average is nan"),
+        ({"generator_rate": 0}, "generator_rate is 0"),
         ({"held_out": -1}, "held_out is -1"),
         ({"data": "no/such/folder"}, "no data named"),
         ({"model": "dcgan"}, "no model named"),

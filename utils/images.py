@@ -21,6 +21,11 @@ def to_uint8(images: torch.Tensor, low: float = 0.0, high: float = 1.0) -> torch
     return ((images.detach().cpu() - low) * (255 / (high - low))).round_().clamp_(0, 255).to(torch.uint8)
 
 
+def to_unit(images: torch.Tensor) -> torch.Tensor:
+    """uint8 images as float32 in [0, 1]."""
+    return images.float() / 255
+
+
 def grid(images: torch.Tensor, columns: int | None = None, gap: int = GAP) -> Image.Image:
     """uint8 images N x C x H x W, row after row, in as square a grid as they fill (or `columns` wide)."""
     count, channels, height, width = images.shape
@@ -67,24 +72,25 @@ def save_gif(frames: Sequence[Image.Image], path: str | Path, seconds: float = 0
         reduced[0].save(part, "GIF", save_all=True, append_images=reduced[1:], duration=durations, loop=0, optimize=True)
 
 
-def save_curves(metrics: Path, panels: dict[str, dict[str, str]], theory: dict[str, tuple[str, float]], path: Path) -> None:
-    """Plots columns of a metrics.csv over the epochs.
+def save_curves(metrics: Path, panels: dict[str, dict[str, str]], marks: dict[str, tuple[str, float]], path: Path) -> None:
+    """Plots columns of a metrics.csv over the epochs that have a number in them; a panel without any is left out.
 
-    panels: by the panel's title, the columns it shows and their labels; theory: a column's name and value at the optimum, drawn dotted.
+    panels: by the panel's title, the columns it shows and their labels; marks: what to hold a column against, label and value, dotted.
     """
     from matplotlib.figure import Figure  # here, because it takes half a second that no run should start with
 
     logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # it tells of its cache the first time
     with open(metrics, newline="") as file:
         rows = list(csv.DictReader(file))
-    epochs = [int(row["epoch"]) for row in rows]
+    panels = {title: columns for title, columns in panels.items() if any(row.get(column) for row in rows for column in columns)}
     figure = Figure(figsize=(5 * len(panels), 3.6), layout="constrained")
     for axes, (title, columns) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         for column, label in columns.items():
-            (line,) = axes.plot(epochs, [float(row[column]) for row in rows], label=label, marker="." if len(rows) < 3 else "")
-            if column in theory:
-                name, value = theory[column]
-                axes.axhline(value, color=line.get_color(), linestyle=":", label=f"in theory, at the optimum: {name}")
+            points = [(int(row["epoch"]), float(row[column])) for row in rows if row[column]]
+            (line,) = axes.plot(*zip(*points, strict=True), label=label, marker="." if len(points) < 3 else "")
+            if column in marks:
+                name, value = marks[column]
+                axes.axhline(value, color=line.get_color(), linestyle=":", label=name)
         axes.set(title=title, xlabel="epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.legend(frameon=False)

@@ -80,20 +80,21 @@ class Run:
         self.rows: list[dict[str, float]] = []
         self.first_epoch, self.stopping, self.whole = 1, False, False
         self.iteration = 0  # of the whole run, counted from 0
+        self.scored = ""  # the number that says which generator is the best
         self.bar: tqdm | None = None
 
-    def load(self, source: str, size: int, channels: int, held_out: int = 0) -> torch.Tensor:
-        """The training images, uint8 N x C x H x W on the device; of a known set without its last `held_out`."""
+    def load(self, source: str, size: int, channels: int, held_out: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+        """The training images, and those held out of a known set, its last `held_out`; both uint8 N x C x H x W on the device."""
         if held_out < 0:
             raise UserError(f"held_out is {held_out}, expected 0 or a number of images: give --held-out another value")
         images = data.load(source, size, channels).images
-        if source in KNOWN:
-            images = images[: max(len(images) - held_out, 0)]
+        trained = max(len(images) - held_out, 0) if source in KNOWN else len(images)
+        images, rest = images[:trained].to(self.device), images[trained:].to(self.device)
         if len(images) < self.config.batch_size:
             batch = self.config.batch_size
             raise UserError(f"{source} has {len(images)} images, fewer than a batch of {batch}: give a smaller --batch-size or more images")
-        self.real = grid(images[:100])
-        return images.to(self.device)
+        self.real = grid(images[:100].cpu())
+        return images, rest
 
     def place(self, *modules: nn.Module) -> list[nn.Module]:
         """The modules on the run's device."""
@@ -189,26 +190,44 @@ class Run:
             save_png(picture, self.outputs / f"epoch_{self.epoch:04d}.png")
             self._to_tensorboard("fake", picture, self.epoch)
 
-    def due(self) -> bool:
-        """Whether a frame is due after this epoch: every `config.picture_every`-th one (0: none) and the last."""
-        every = self.config.picture_every
-        return every > 0 and (self.epoch % every == 0 or self.epoch == self.config.epochs)
+    def due(self, every: int) -> bool:
+        """Whether this is an `every`-th epoch (0: none is) or the last one, and not cut short."""
+        return every > 0 and self.whole and (self.epoch % every == 0 or self.epoch == self.config.epochs)
+
+    def best(self, generator: nn.Module, **score: float) -> None:
+        """Logs a number of this epoch, higher is better; the generator for which it is highest is the run's result, from now on."""
+        self.log(**score)
+        ((self.scored, value),) = score.items()
+        if all(value > row.get(self.scored, -math.inf) for row in self.rows):
+            save_generator(self.weights, generator, self.experiment, self.config, iteration=self.iteration + 1, epoch=self.epoch, **score)
 
     def finish(
-        self, generator: nn.Module, curves: dict[str, dict[str, str]], theory: dict[str, tuple[str, float]], captions: bool = True
+        self,
+        generator: nn.Module,
+        curves: dict[str, dict[str, str]],
+        theory: dict[str, tuple[str, float]],
+        reference: dict[str, tuple[str, float]] | None = None,
+        captions: bool = True,
     ) -> None:
-        """Writes the result: the generator, the GIF, the curves. After Ctrl-C the process ends here, with status 130.
+        """Writes the result: the generator, unless an earlier one was the best, the GIF, the curves. After Ctrl-C the process ends
+        here, with status 130.
 
-        curves, theory: as save_curves in utils/images.py takes them; captions: whether the GIF's frames need the epoch above them.
+        curves: as save_curves in utils/images.py takes them; theory, reference: what to hold a column against, its name and value, at
+        the optimum and for the data; captions: whether the GIF's frames need the epoch above them.
         """
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # saving takes a moment, and nothing would make it good
         self.bar.close()
         self.board.close()
         facts = self.rows[-1] if self.rows and self.whole else {}  # an epoch cut short has no means
-        save_generator(self.weights, generator, self.experiment, self.config, iteration=self.iteration + 1, **facts)
         saved = [self.weights]
+        if scores := {row["epoch"]: row[self.scored] for row in self.rows if self.scored in row}:
+            best = max(scores, key=scores.__getitem__)
+            print(f"the best generator, kept, is that of epoch {best}: {self.scored.replace('_', ' ')} {scores[best]:.1f}")
+        else:
+            save_generator(self.weights, generator, self.experiment, self.config, iteration=self.iteration + 1, **facts)
         if self.rows:
-            save_curves(self.outputs / "metrics.csv", curves, theory, self.outputs / "curves.png")
+            marks = {column: (f"in theory, at the optimum: {name}", value) for column, (name, value) in theory.items()}
+            save_curves(self.outputs / "metrics.csv", curves, marks | (reference or {}), self.outputs / "curves.png")
             self._save_gif(captions)
             saved += [self.gif, self.outputs] if self.gif.exists() else [self.outputs]
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -255,7 +274,7 @@ class Run:
         rate = round(self.count * self.config.batch_size / self.seconds, 1)
         self.rows.append({"epoch": self.epoch, **self.means, "seconds": round(self.seconds, 3), f"{self.unit}_per_second": rate})
         with replacing(self.outputs / "metrics.csv") as part, open(part, "w", newline="") as file:
-            writer = csv.DictWriter(file, self.rows[0])
+            writer = csv.DictWriter(file, list(dict.fromkeys(name for row in self.rows for name in row)))
             writer.writeheader()
             writer.writerows(self.rows)
         for name, value in self.means.items():
@@ -288,6 +307,7 @@ class Run:
         state = {
             "config": dataclasses.asdict(self.config),
             "rows": self.rows,
+            "scored": self.scored,
             "parts": {name: part.state_dict() for name, part in self.parts.items()},
             "scaler": self.scaler.state_dict(),
             "order": self.order.get_state(),
@@ -317,7 +337,7 @@ class Run:
         torch.set_rng_state(state["random"].cpu())
         if "random_device" in state and self.device.type != "cpu":
             torch.get_device_module(self.device).set_rng_state(state["random_device"].cpu())
-        self.rows = state["rows"]
+        self.rows, self.scored = state["rows"], state["scored"]
         self.first_epoch = len(self.rows) + 1
         if self.first_epoch > self.config.epochs:
             raise UserError(f"the run to resume has {len(self.rows)} epochs already: give more --epochs")
