@@ -16,6 +16,7 @@ import time
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Any
 
 import torch
@@ -28,12 +29,20 @@ from utils.classifiers import SHAPES, load_classifier
 from utils.files import replacing
 from utils.images import grid, save_png, to_unit
 from utils.known import KNOWN
+from utils.models import read_facts
 from utils.scores import classes, copying, fidelity, parzen
 from utils.shell import UserError, command_line, require_seed
 
 SAMPLES = 10_000  # as in the paper; and as many real images beside them
 COPIES = 1000  # samples whose nearest training image is looked for
 PAIRS = 16  # of them in the picture
+INCEPTION = "inception-v3-compat"  # torch-fidelity's name for it
+
+
+OF_ONE_RUN = {"name", "root", "seed", "device", "resume", "keep_every"}  # constants that runs of one row may have otherwise
+COLUMNS = {
+    "seed": "d", "epochs": ".0f", "minutes": ".0f", "log_likelihood": ".1f", "frechet": ".2f", "precision": ".2f", "recall": ".2f",
+}  # fmt: skip
 
 
 @dataclass
@@ -72,21 +81,24 @@ def measure(model: Path, features: str, seed: int) -> tuple[dict[str, Any], torc
         # The reference are test images, which get nearer to each other than samples do: so none of them may find itself.
         copies = copying(to_unit(strangers[:COPIES]), to_unit(learned), to_unit(test[COPIES:]))
         columns[column] = {"log_likelihood": likelihood.mean, "standard_error": likelihood.error, "sigma": likelihood.sigma}
-        columns[column] |= fidelity(images, test, features, seed)
+        colours = (-1, 3, -1, -1) if features == INCEPTION else (-1, -1, -1, -1)  # which sees no greys
+        columns[column] |= fidelity(images.expand(colours), test.expand(colours), features, seed)
         if SHAPES.get(config.data) == shape:
             columns[column] |= classes(logits(config.data, images))
         columns[column]["copying"] = copies.ratio
         if column == "model":
             closest = copies.distances.argsort()[:PAIRS]
             pairs = torch.stack([samples[closest], learned[copies.nearest[closest]]], 1).flatten(0, 1)
-    found = {"experiment": experiment.__name__, "config": dataclasses.asdict(config), "samples_seed": seed, "features": named, **cost}
+    facts = read_facts(model)
+    made_by = facts.get("command") or command(experiment, config)
+    found = {"command": made_by, "seed": config.seed, "data": config.data, "epoch": facts.get("epoch"), "features": named, **cost}
     return found | columns, pairs
 
 
 def pick_features(features: str, source: str, shape: tuple[int, ...]) -> tuple[str, str]:
     """The features' name in torch-fidelity's registry, and what the table calls them; UserError where they can't serve this shape."""
     if features == "inception":
-        return "inception-v3-compat", "Inception v3 (2048 numbers), by torch-fidelity"
+        return INCEPTION, "Inception v3, by torch-fidelity"
     name = source if features == "auto" else features
     if SHAPES.get(name) != shape:
         size = " x ".join(map(str, shape))
@@ -140,50 +152,49 @@ def print_scores(found: dict[str, Any]) -> None:
     print(f"{'to sample':22}{found['milliseconds_per_image']:.3f} ms an image, {found['parameters']:,} parameters")
 
 
-OF_A_SEED = {"name", "root", "seed", "device", "resume", "keep_every"}  # constants that runs of one row may differ in
-
-
 def print_table(outputs: Path) -> None:
-    """The README's table: a row for each experiment and its constants, over all its seeds that have a scores.json below this folder."""
+    """The README's table, from all scores.json below this folder: a row for each command, over the seeds that it was run with."""
     real, rows = {}, defaultdict(list)
     for path in sorted(outputs.glob("*/scores.json")):
         found = json.loads(path.read_text())
         with open(path.with_name("metrics.csv"), newline="") as file:
             epochs = list(csv.DictReader(file))
-        found["model"] |= {"epochs": len(epochs), "minutes": sum(float(epoch["seconds"]) for epoch in epochs) / 60}
-        constants = {field: value for field, value in found["config"].items() if field not in OF_A_SEED}
-        real[constants["data"]] = found["real"]
-        rows[constants["data"], command(found["experiment"], constants)].append(found)
+        trained = {"epochs": len(epochs), "minutes": sum(float(epoch["seconds"]) for epoch in epochs) / 60}
+        real[found["data"]] = found["real"]
+        rows[found["data"], found["command"]].append(found["model"] | trained | {"seed": found["seed"]})
     if not rows:
         raise UserError(f"there is no scores.json below {outputs}: measure a model first, with python score.py MODEL")
-    titles = {"epochs": ".0f", "minutes": ".0f", "log_likelihood": ".1f", "frechet": ".2f", "precision": ".2f", "recall": ".2f"}
-    print("| | seeds |", " | ".join(title.replace("_", "-") for title in titles), "|")
-    print("|---" * (len(titles) + 2) + "|")
+    print("| |", " | ".join(COLUMNS), "|")
+    print("|---" * (len(COLUMNS) + 1) + "|")
     for source, scores in real.items():
-        print_row(f"real images of {source}", "", [scores], titles)
-        for (data_of_row, line), runs in rows.items():
+        print_row(f"real images of {source}", [scores])
+        for (data_of_row, command_of_row), runs in rows.items():
             if data_of_row == source:
-                seeds = ", ".join(str(run["config"]["seed"]) for run in runs)
-                print_row(f"`{line}`", seeds, [run["model"] for run in runs], titles)
+                print_row(f"`{command_of_row}`", runs)
 
 
-def print_row(title: str, seeds: str, scores: list[dict[str, Any]], forms: dict[str, str]) -> None:
+def print_row(title: str, runs: list[dict[str, Any]]) -> None:
     """Of the table; of several seeds the mean and, in brackets, the range."""
     cells = []
-    for name, form in forms.items():
-        values = [score[name] for score in scores if name in score]
-        cell = f"{statistics.mean(values):{form}}" if values else ""
-        cells.append(cell if len(values) < 2 else f"{cell} ({min(values):{form}} to {max(values):{form}})")
-    print("|", " | ".join([title, seeds, *cells]), "|")
+    for name, form in COLUMNS.items():
+        values = [run[name] for run in runs if name in run]
+        shown = [f"{value:{form}}" for value in sorted(values)]
+        if name == "seed":
+            cells.append(", ".join(shown))
+        elif len(set(shown)) > 1:
+            cells.append(f"{statistics.mean(values):{form}} ({shown[0]} to {shown[-1]})")
+        else:
+            cells.append("".join(shown[:1]))
+    print("|", " | ".join([title, *cells]), "|")
 
 
-def command(experiment: str, constants: dict[str, Any]) -> str:
-    """The shell's line that makes a run with these constants: it names those that aren't the experiment's own."""
+def command(experiment: ModuleType, config: Any) -> str:
+    """The shell's line that makes a run with this Config, but for its seed: it names the constants that aren't the experiment's own."""
     given: dict[str, Any] = {}
-    for field, value in constants.items():  # in their order, since some defaults follow from the constants before them
-        if value != getattr(sampler.EXPERIMENTS[experiment].Config(**given), field):
+    for field, value in dataclasses.asdict(config).items():  # in their order, since some defaults follow from the constants before them
+        if field not in OF_ONE_RUN and value != getattr(experiment.Config(**given), field):
             given[field] = value
-    return " ".join([f"python {experiment}.py", *(f"--{field.replace('_', '-')} {value}" for field, value in given.items())])
+    return " ".join([f"python {experiment.__name__}.py", *(f"--{field.replace('_', '-')} {value}" for field, value in given.items())])
 
 
 def main(config: Score) -> None:
@@ -196,11 +207,12 @@ def main(config: Score) -> None:
     model = Path(config.model)
     found, pairs = measure(model, config.features, config.seed)
     folder = outputs / model.stem
-    with replacing(folder / "scores.json") as part:
+    scores = folder / ("scores.json" if config.features == "auto" else f"scores_{config.features}.json")
+    with replacing(scores) as part:
         part.write_text(json.dumps(found, indent=2) + "\n")
     save_png(grid(pairs, columns=8), folder / "copies.png")
     print_scores(found)
-    print(f"\nsaved: {folder / 'scores.json'} {folder / 'copies.png'}")
+    print(f"\nsaved: {scores} {folder / 'copies.png'}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,4 @@
-"""How fast the experiments train, beside the plain recipe that tutorials teach.
-
-The plain recipe: a torchvision data set with ToTensor in a DataLoader with two workers, fp32, sigmoid and BCELoss, real and fake in
-separate passes, PyTorch's own dropout, unfused Adam, .item() every step. The nets and the batch size are the experiment's own.
+"""How fast the experiments train, beside the plain recipe that tutorials teach, plain.py, with the same nets and batch size.
 
 Each rate is taken in a process of its own, plain and ours in turns, so that neither's memory or threads help the other and both
 see the same weather on a shared machine. Ours is the real `train`: all the steps of an epoch, with progress bar and logs. Both run
@@ -14,7 +11,6 @@ on the CPU.
 import contextlib
 import csv
 import io
-import os
 import resource
 import statistics
 import subprocess
@@ -36,8 +32,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import gan_mnist
+from benchmarks.plain import steps as plain_steps
 from utils import data
-from utils.device import Dropout, pick_precision
+from utils.device import pick_precision
 from utils.shell import command_line
 
 SECONDS = 8  # that the plain recipe is timed for
@@ -77,44 +74,11 @@ def peak(precision: str) -> float:
 
 def plain(model: str) -> float:
     """Images/s of the plain recipe."""
-    from torch.utils.data import DataLoader
-    from torchvision.datasets import MNIST
-    from torchvision.transforms import ToTensor
-
-    torch.manual_seed(0)
-    config = gan_mnist.Config(model=model)
-    generator, discriminator = gan_mnist.make_generator(config), nn.Sequential(gan_mnist.DISCRIMINATORS[model](), nn.Sigmoid())
-    for module in discriminator.modules():
-        if isinstance(module, Dropout):
-            module.__class__ = nn.Dropout
-    optimizer_g = torch.optim.Adam(generator.parameters(), lr=2e-4, betas=(0.5, 0.999))
-    optimizer_d = torch.optim.Adam(discriminator.parameters(), lr=2e-4, betas=(0.5, 0.999))
-    criterion = nn.BCELoss()
-    images = MNIST(os.environ.get("GAN_DATA", "data"), transform=ToTensor())
-    loader = DataLoader(images, config.batch_size, shuffle=True, num_workers=2, drop_last=True)
-    low, high = generator.pixels
-    ones, zeros = torch.ones(config.batch_size), torch.zeros(config.batch_size)
-    step, losses = 0, []
-    while True:
-        for real, _ in loader:
-            if step == WARM_UP:
-                begun = time.perf_counter()
-            real = real * (high - low) + low
-            fake = generator(generator.latent(len(real), "cpu"))
-            optimizer_d.zero_grad()
-            loss_real = criterion(discriminator(real), ones)
-            loss_real.backward()
-            loss_fake = criterion(discriminator(fake.detach()), zeros)
-            loss_fake.backward()
-            optimizer_d.step()
-            optimizer_g.zero_grad()
-            loss_g = criterion(discriminator(fake), ones)
-            loss_g.backward()
-            optimizer_g.step()
-            losses.append((loss_real.item() + loss_fake.item(), loss_g.item()))
-            step += 1
-            if step > WARM_UP and time.perf_counter() - begun > SECONDS:
-                return (step - WARM_UP) * config.batch_size / (time.perf_counter() - begun)
+    for done, _ in enumerate(plain_steps(model), 1):
+        if done == WARM_UP:
+            begun = time.perf_counter()
+        elif done > WARM_UP and time.perf_counter() - begun > SECONDS:
+            return (done - WARM_UP) * gan_mnist.Config(model=model).batch_size / (time.perf_counter() - begun)
 
 
 def train_quietly(**constants: Any) -> list[dict[str, str]]:

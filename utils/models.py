@@ -58,6 +58,12 @@ def read_generator(path: str | Path) -> tuple[str, dict[str, Any], dict[str, tor
     return header.get("experiment", ""), config, weights
 
 
+def read_facts(path: str | Path) -> dict[str, str]:
+    """What else save_generator noted in the header of a file that read_generator takes."""
+    with safe_open(path, "pt") as file:
+        return {key: value for key, value in file.metadata().items() if key not in ("format", "experiment", "config")}
+
+
 def fill_generator(generator: nn.Module, weights: dict[str, torch.Tensor], path: str | Path) -> nn.Module:
     """Puts weights into a generator built from their own header, ready to sample; UserError where they don't fit."""
     try:

@@ -65,17 +65,21 @@ def fidelity(samples: torch.Tensor, reference: torch.Tensor, features: str, seed
                            (Kynkaanniemi et al. 2019, equation 2)
 
     features: a feature extractor's name in torch-fidelity's registry. seed: of the subsets.
-    Raises UserError for shapes that don't agree and for fewer than 1,000 images on either side.
+    Raises UserError for shapes that don't agree, for fewer than 1,000 images on either side, and where torch-fidelity can't download a
+    network's weights.
     """
     import torch_fidelity  # here, because of the second it takes
 
     for name, images in {"samples": samples, "real images": reference}.items():
         require_images(images, name, like=reference, least=1000)
-    found = torch_fidelity.calculate_metrics(
-        input1=_Images(samples), input2=_Images(reference), feature_extractor=features,
-        fid=True, kid=True, prc=True, rng_seed=seed, prc_batch_size=BLOCK, batch_size=BLOCK,
-        cuda=False, save_cpu_ram=True, cache=False, verbose=False,
-    )  # fmt: skip
+    try:
+        found = torch_fidelity.calculate_metrics(
+            input1=_Images(samples), input2=_Images(reference), feature_extractor=features,
+            fid=True, kid=True, prc=True, rng_seed=seed, prc_batch_size=BLOCK, batch_size=250,
+            cuda=False, save_cpu_ram=True, cache=False, verbose=False,
+        )  # fmt: skip
+    except OSError as error:
+        raise UserError(f"can't get the weights of the features {features} ({error}): leave out --features") from error
     return {
         "frechet": found["frechet_inception_distance"],
         "kernel": found["kernel_inception_distance_mean"],

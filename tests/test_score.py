@@ -1,0 +1,177 @@
+"""score.py on a few digits, and that what is committed agrees with what the README says."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import PROJECT, assert_one_sentence
+from PIL import Image
+
+import gan_mnist
+import score
+from gan_mnist import Config
+from utils.classifiers import SHAPES, load_classifier
+from utils.known import ImageSet
+from utils.models import save_generator
+from utils.shell import UserError
+
+MODEL = PROJECT / "models" / "gan_mnist_maxout.safetensors"
+
+
+@pytest.fixture
+def few(digits, monkeypatch):
+    """Of everything as much as 300 digits and their shifted copies give: 1,200 images, of which the last 500 are held out."""
+    found = {
+        True: torch.cat([digits.roll(by, dims) for by, dims in ((0, 2), (1, 2), (1, 3), (-1, 3))]),
+        False: torch.cat([digits.roll(by, dims) for by, dims in ((2, 2), (-1, 2), (2, 3), (-2, 3))]),
+    }
+    monkeypatch.setattr("utils.data.load", lambda name, size, channels, train=True: ImageSet(found[train], None))
+    monkeypatch.setattr(score, "SAMPLES", 1000)
+    monkeypatch.setattr(score, "COPIES", 100)
+    return found
+
+
+def model_file(tmp_path, name="a", weights_of=None, **constants):
+    config = Config(**{"held_out": 500, **constants})
+    path = tmp_path / "models" / f"{name}.safetensors"
+    save_generator(path, weights_of or gan_mnist.make_generator(config), "gan_mnist", config, epoch=7)
+    return path
+
+
+def test_a_model_is_measured_beside_real_images(few, tmp_path, capsys):
+    score.main(score.Score(str(MODEL), root=str(tmp_path)))
+    said = capsys.readouterr().out
+    found = json.loads((tmp_path / "outputs" / "gan_mnist_maxout" / "scores.json").read_text())
+    model, real = found["model"], found["real"]
+    assert model.keys() == real.keys()
+    assert real["frechet"] < model["frechet"]
+    assert real["log_likelihood"] > model["log_likelihood"]
+    for column in (model, real):
+        assert sum(column["shares"]) == pytest.approx(1)
+        assert 0 <= column["precision"] <= 1
+        assert 0.5 < column["confidence"] <= 1
+    assert found["parameters"] == 101 * 1200 + 1201 * 1200 + 1201 * 784
+    assert 0 < found["milliseconds_per_image"] < 100
+    assert "our classifier of mnist" in found["features"]
+    for measure in ("log-likelihood", "Frechet", "recall", "copying", "class 9", "classes missing", "parameters", "our classifier"):
+        assert measure in said
+    assert f"{model['log_likelihood']:.1f}" in said
+    with Image.open(tmp_path / "outputs" / "gan_mnist_maxout" / "copies.png") as pairs:
+        assert pairs.size == (8 * 30 + 2, 4 * 30 + 2)
+
+
+def test_a_generator_that_copies_is_found(few, tmp_path, monkeypatch):
+    copies = few[True][:1000]
+    monkeypatch.setattr("sampler.images", lambda *_: copies)
+    found, pairs = score.measure(model_file(tmp_path, model="leaky", held_out=0), "auto", seed=0)
+    assert found["model"]["copying"] < 0.01 < 0.5 < found["real"]["copying"]
+    assert torch.equal(pairs[0::2], pairs[1::2])  # each beside its original
+
+
+def test_only_what_was_trained_on_counts_as_copied(few, tmp_path, monkeypatch):
+    monkeypatch.setattr("sampler.images", lambda *_: few[True][-1000:])
+    path = model_file(tmp_path, model="leaky", held_out=1000)
+    assert score.measure(path, "auto", seed=0)[0]["model"]["copying"] > 0.3
+
+
+def test_the_same_seed_gives_the_same_scores(few, tmp_path):
+    one, again, other = (score.measure(MODEL, "auto", seed)[0]["model"] for seed in (1, 1, 2))
+    assert one == again
+    assert one["log_likelihood"] != other["log_likelihood"]
+
+
+@pytest.mark.parametrize(
+    ("constants", "features", "words"),
+    [
+        ({"data": "my/pictures"}, "auto", ["trained on my/pictures", "no test images"]),
+        ({"data": "fashion-mnist"}, "auto", ["no classifier of 'fashion-mnist' for images of 1 x 28 x 28"]),
+        ({}, "cifar10", ["no classifier of 'cifar10' for images of 1 x 28 x 28"]),
+        ({}, "vgg", ["no classifier of 'vgg'"]),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(few, tmp_path, constants, features, words):
+    path = model_file(tmp_path, model="leaky", **constants)
+    with pytest.raises(UserError) as refused:
+        score.main(score.Score(str(path), features, root=str(tmp_path)))
+    assert_one_sentence(2, str(refused.value), *words)
+
+
+def test_points_are_refused(shell):
+    status, _, said = shell("score.py", PROJECT / "models" / "gan_normal.safetensors")
+    assert_one_sentence(status, said, "makes points, not images")
+
+
+def test_a_missing_file_is_refused(shell):
+    status, _, said = shell("score.py", "models/none.safetensors")
+    assert_one_sentence(status, said, "no file models/none.safetensors")
+
+
+def test_inception_that_cannot_be_had_is_refused_in_a_sentence(few, tmp_path, monkeypatch):
+    def closed(*_, **__):
+        raise OSError("no route")
+
+    monkeypatch.setattr("torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url", closed)
+    with pytest.raises(UserError, match=r"can't get the weights of the features .* \(no route\): leave out --features"):
+        score.measure(model_file(tmp_path, model="leaky"), "inception", seed=0)
+
+
+def test_another_classifiers_features_measure_other_data(few, tmp_path):
+    found, _ = score.measure(model_file(tmp_path, model="leaky", data="fashion-mnist"), "mnist", seed=0)
+    assert found["model"]["frechet"] > 0
+    assert "shares" not in found["model"]  # digits are no clothes
+
+
+@pytest.mark.parametrize(
+    ("constants", "line"),
+    [
+        ({}, "python gan_mnist.py"),
+        ({"model": "leaky", "seed": 3, "name": "x", "batch_size": 256}, "python gan_mnist.py --model leaky"),
+        ({"model": "maxout", "epochs": 100, "average": 0}, "python gan_mnist.py --model maxout --epochs 100 --average 0"),
+    ],
+)
+def test_the_command_names_what_is_not_the_default(constants, line):
+    assert score.command(gan_mnist, Config(**constants)) == line
+
+
+def test_the_table_has_a_row_for_each_command(tmp_path, capsys):
+    for seed in range(3):
+        folder = tmp_path / f"a_{seed}"
+        folder.mkdir()
+        model, real = {"log_likelihood": 220.0 + seed, "frechet": 3.0}, {"log_likelihood": 241.0, "frechet": 0.5}
+        found = {"command": "python a.py", "seed": seed, "data": "mnist", "model": model, "real": real}
+        (folder / "scores.json").write_text(json.dumps(found))
+        (folder / "metrics.csv").write_text("epoch,seconds\n1,30\n2,30\n")
+    score.print_table(tmp_path)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2].startswith("| real images of mnist |  |  |  | 241.0 | 0.50 |")
+    assert lines[3].startswith("| `python a.py` | 0, 1, 2 | 2 | 1 | 221.0 (220.0 to 222.0) | 3.00 |")
+    assert len(lines) == 4
+
+
+def test_the_readme_shows_the_table_of_the_committed_scores(shell, monkeypatch):
+    monkeypatch.chdir(PROJECT)
+    status, said, _ = shell("score.py", "table")
+    assert status == 0
+    assert len(said.splitlines()) > 3
+    assert said in Path("README.md").read_text()
+
+
+def test_no_scores_no_table(shell, tmp_path):
+    status, _, said = shell("score.py", "table", "--root", tmp_path)
+    assert_one_sentence(status, said, "no scores.json")
+
+
+@pytest.mark.parametrize(("name", "least"), [("mnist", 0.995), ("cifar10", 0.90)])
+def test_the_classifiers_are_small_and_good(name, least):
+    classifier, accuracy = load_classifier(name)
+    assert accuracy >= least
+    assert (PROJECT / "models" / "classifiers" / f"{name}.safetensors").stat().st_size < 4e6
+    images = torch.randint(256, (3, *SHAPES[name]), dtype=torch.uint8)
+    assert classifier(images).shape == (3, 10)
+    assert classifier.features(images).dtype == torch.float32
+
+
+def test_the_classifier_reads_digits(digits):
+    classifier, _ = load_classifier("mnist")
+    assert classifier(digits[:20]).argmax(1).tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4, 3, 5, 3, 6, 1, 7, 2, 8, 6, 9]
