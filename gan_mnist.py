@@ -292,7 +292,7 @@ def paper_schedule(sgd: Optimizer, first_rate: float, update: int, epoch: int) -
 
 @torch.no_grad()
 def add_to_average(average: nn.Module, generator: nn.Module, number: int, reach: float) -> None:
-    """Makes the generator's weights the `number`-th, from 0, in their average: polynomial decay (Shamir and Zhang 2013, equation 5).
+    """Makes the generator's weights the `number`-th, from 0, in their average: polynomial-decay averaging (Shamir and Zhang 2013).
 
     With reach r an average of t weights counts the k-th of them about (k/t)^(1/r - 1) times as much as the last.
     """
@@ -300,7 +300,7 @@ def add_to_average(average: nn.Module, generator: nn.Module, number: int, reach:
 
 
 @torch.no_grad()
-def log_likelihood(generator: nn.Module, z: torch.Tensor, images: torch.Tensor) -> float:
+def held_out_likelihood(generator: nn.Module, z: torch.Tensor, images: torch.Tensor) -> float:
     """Of images (N x 1 x 28 x 28 in [0, 1]) under what the generator makes of z, in nats, as score.py estimates it."""
     samples = torch.cat([to_uint8(generator.eval()(part), *generator.pixels) for part in z.split(1000)])
     generator.train()
@@ -330,6 +330,7 @@ def train(config: Config) -> None:
     players = (generator, discriminator, optimizer_g, optimizer_d)
     run.track(generator=result, player=generator, discriminator=discriminator, optimizer_g=optimizer_g, optimizer_d=optimizer_d)
     fixed_z = generator.latent(SAMPLES, "cpu", torch.Generator().manual_seed(config.seed)).to(run.device)
+    reference: dict[str, tuple[str, float]] = {}
 
     for epoch in run.epochs():
         for real in run.batches(images, *generator.pixels):
@@ -345,12 +346,11 @@ def train(config: Config) -> None:
         if config.average:
             update_bn(fixed_z.split(1000), result)
         run.picture(result, fixed_z[:100])
-        if len(validation) and run.due(config.estimate_every):
-            run.best(result, log_likelihood=log_likelihood(result, fixed_z, to_unit(validation)))
-    reference = {}
-    if run.scored:
-        real = parzen(to_unit(images[:SAMPLES]), to_unit(validation), to_unit(validation)).mean
-        reference = {"log_likelihood": (f"training images: {real:.0f}", real)}
+        if len(validation) > 1 and run.due(config.estimate_every):
+            run.best(result, log_likelihood=held_out_likelihood(result, fixed_z, to_unit(validation)))
+            if not reference:
+                real = parzen(to_unit(images[:SAMPLES]), to_unit(validation), to_unit(validation)).mean
+                reference = {"log_likelihood": (f"training images: {real:.0f}", real)}
     run.finish(result, CURVES, THEORY, reference)
 
 

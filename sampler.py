@@ -59,7 +59,13 @@ def images(generator: nn.Module, z: torch.Tensor, batch_size: int = 500) -> torc
     In float64 the rounding, which differs with the batch size and the machine, doesn't reach a pixel.
     """
     generator = generator.double()
-    return torch.cat([to_uint8(generator(part.double()), *generator.pixels) for part in z.split(batch_size)])
+    parts = []
+    for part in z.split(batch_size):
+        made = generator(part.double())
+        if not made.isfinite().all():
+            raise UserError("the generator makes images with numbers that are not finite: train it again")
+        parts.append(to_uint8(made, *generator.pixels))
+    return torch.cat(parts)
 
 
 @torch.no_grad()

@@ -31,7 +31,7 @@ from utils.images import grid, save_png, to_unit
 from utils.known import KNOWN
 from utils.models import read_facts
 from utils.scores import classes, copying, fidelity, parzen
-from utils.shell import UserError, command_line, require_seed
+from utils.shell import UserError, command_line, require_seed, require_writable
 
 SAMPLES = 10_000  # as in the paper; and as many real images beside them
 COPIES = 1000  # samples whose nearest training image is looked for
@@ -71,39 +71,50 @@ def measure(model: Path, features: str, seed: int) -> tuple[dict[str, Any], torc
         raise UserError(f"{model} was trained on {config.data}, which has no test images: give a model of one of {', '.join(KNOWN)}")
     cost = {"milliseconds_per_image": milliseconds(generator), "parameters": sum(part.numel() for part in generator.parameters())}
     samples = sampler.images(generator, sampler.latents(generator, SAMPLES, seed))
-    shape = tuple(samples.shape[1:])
+    channels, size, _ = shape = tuple(samples.shape[1:])
     features, named = pick_features(features, config.data, shape)
-    train, test = (data.load(config.data, shape[1], shape[0], train=train).images for train in (True, False))
-    learned = train[: len(train) - getattr(config, "held_out", 0)]
-    columns, pairs = {}, None
-    for column, images, strangers in (("model", samples, samples), ("real", train[:SAMPLES], test)):
-        likelihood = parzen(to_unit(images), to_unit(train[-SAMPLES:]), to_unit(test))
-        # The reference are test images, which get nearer to each other than samples do: so none of them may find itself.
-        copies = copying(to_unit(strangers[:COPIES]), to_unit(learned), to_unit(test[COPIES:]))
-        columns[column] = {"log_likelihood": likelihood.mean, "standard_error": likelihood.error, "sigma": likelihood.sigma}
-        colours = (-1, 3, -1, -1) if features == INCEPTION else (-1, -1, -1, -1)  # which sees no greys
-        columns[column] |= fidelity(images.expand(colours), test.expand(colours), features, seed)
-        if SHAPES.get(config.data) == shape:
-            columns[column] |= classes(logits(config.data, images))
-        columns[column]["copying"] = copies.ratio
-        if column == "model":
-            closest = copies.distances.argsort()[:PAIRS]
-            pairs = torch.stack([samples[closest], learned[copies.nearest[closest]]], 1).flatten(0, 1)
+    train, test = (data.load(config.data, size, channels, train=train).images for train in (True, False))
+    classifier = config.data if SHAPES.get(config.data) == shape else None
+    ours, real = (against(images, train[-SAMPLES:], test, features, classifier, seed) for images in (samples, train[:SAMPLES]))
+    # The first test images stand for real ones that weren't trained on; so nobody may find them among the test images.
+    learned, others = to_unit(train[: len(train) - getattr(config, "held_out", 0)]), to_unit(test[COPIES:])
+    copies = copying(to_unit(samples[:COPIES]), learned, others)
+    ours["copying"], real["copying"] = copies.ratio, copying(to_unit(test[:COPIES]), learned, others).ratio
+    closest = copies.distances.argsort()[:PAIRS]
+    pairs = torch.stack([samples[closest], train[copies.nearest[closest]]], 1).flatten(0, 1)
     facts = read_facts(model)
-    made_by = facts.get("command") or command(experiment, config)
-    found = {"command": made_by, "seed": config.seed, "data": config.data, "epoch": facts.get("epoch"), "features": named, **cost}
-    return found | columns, pairs
+    return {
+        "command": facts.get("command") or command(experiment, config),
+        "model": getattr(config, "model", ""), "data": config.data, "seed": config.seed, "epoch": facts.get("epoch"),
+        "features": named, "samples_seed": seed, "samples": ours, "real": real, **cost,
+    }, pairs  # fmt: skip
 
 
-def pick_features(features: str, source: str, shape: tuple[int, ...]) -> tuple[str, str]:
+def against(
+    images: torch.Tensor, validation: torch.Tensor, test: torch.Tensor, features: str | None, classifier: str | None, seed: int
+) -> dict[str, Any]:
+    """The measures of images against the test images, all uint8 N x C x H x W, by the names that they have in utils/scores.py."""
+    found: dict[str, Any] = {}
+    if features is not None:
+        channels = 3 if features == INCEPTION else -1  # which sees no greys
+        found |= fidelity(images.expand(-1, channels, -1, -1), test.expand(-1, channels, -1, -1), features, seed)
+    if classifier is not None:
+        found |= classes(logits(classifier, images))
+    likelihood = parzen(to_unit(images), to_unit(validation), to_unit(test))
+    return found | {"log_likelihood": likelihood.mean, "standard_error": likelihood.error, "sigma": likelihood.sigma}
+
+
+def pick_features(features: str, source: str, shape: tuple[int, ...]) -> tuple[str | None, str]:
     """The features' name in torch-fidelity's registry, and what the table calls them; UserError where they can't serve this shape."""
     if features == "inception":
         return INCEPTION, "Inception v3, by torch-fidelity"
     name = source if features == "auto" else features
-    if SHAPES.get(name) != shape:
-        size = " x ".join(map(str, shape))
-        raise UserError(f"no classifier of '{name}' for images of {size}, expected one of {', '.join(SHAPES)}: give --features inception")
-    return name, f"our classifier of {name}, {load_classifier(name)[1]:.2%} right on the test images"
+    if SHAPES.get(name) == shape:
+        return name, f"our classifier of {name}, {load_classifier(name)[1]:.2%} right on the test images"
+    serving = [*(known for known, served in SHAPES.items() if served == shape), "inception"]
+    if features == "auto":
+        return None, f"none: no classifier of ours is for {source} in this size (give --features {' or '.join(serving)})"
+    raise UserError(f"no features '{features}' for images of {' x '.join(map(str, shape))}: give --features {' or '.join(serving)}")
 
 
 @torch.no_grad()
@@ -125,55 +136,61 @@ def milliseconds(generator: nn.Module) -> float:
     return sorted(times[1:])[10]
 
 
-MEASURES = {
-    "log-likelihood, nats": "{log_likelihood:.1f} ± {standard_error:.1f}",
-    "its sigma": "{sigma:.3f}",
-    "Frechet distance": "{frechet:.3f}",
-    "kernel distance": "{kernel:.5f} ± {kernel_deviation:.5f}",
-    "precision": "{precision:.3f}",
-    "recall": "{recall:.3f}",
-    "confidence": "{confidence:.3f}",
-    "copying": "{copying:.3f}",
+MEASURES = {  # a title, what stands for it in scores.json, and how it is shown
+    "log-likelihood, nats": ("log_likelihood", "{log_likelihood:.1f} ± {standard_error:.1f}"),
+    "its sigma": ("sigma", "{sigma:.3f}"),
+    "Frechet distance": ("frechet", "{frechet:.3f}"),
+    "kernel distance": ("kernel", "{kernel:.5f} ± {kernel_deviation:.5f}"),
+    "precision": ("precision", "{precision:.3f}"),
+    "recall": ("recall", "{recall:.3f}"),
+    "copying": ("copying", "{copying:.3f}"),
+    "mean confidence": ("confidence", "{confidence:.3f}"),
 }
 
 
 def print_scores(found: dict[str, Any]) -> None:
     """The small table of one model, beside the real images."""
-    model, real = found["model"], found["real"]
+    model, real = found["samples"], found["real"]
+    rows = [(title, *(form.format(**scores) for scores in (model, real))) for title, (name, form) in MEASURES.items() if name in model]
+    for number, shares in enumerate(zip(model.get("shares", []), real.get("shares", []), strict=True)):
+        rows.append((f"class {number}", *(f"{share:.1%}" for share in shares)))
+    if "missing" in model:
+        rows.append(("classes missing", *(", ".join(map(str, scores["missing"])) or "none" for scores in (model, real))))
+    rows.append(("to sample", f"{found['milliseconds_per_image']:.3f} ms an image, {found['parameters']:,} parameters", ""))
     print(f"features: {found['features']}\n")
-    print(f"{'':22}{'model':24}real images")
-    for title, form in MEASURES.items():
-        if "confidence" in model or title != "confidence":
-            print(f"{title:22}{form.format(**model):24}{form.format(**real)}")
-    if "shares" in model:
-        for number, shares in enumerate(zip(model["shares"], real["shares"], strict=True)):
-            print(f"{f'class {number}':22}{shares[0]:<24.1%}{shares[1]:.1%}")
-        print(f"{'classes missing':22}{', '.join(map(str, model['missing'])) or 'none'}")
-    print(f"{'to sample':22}{found['milliseconds_per_image']:.3f} ms an image, {found['parameters']:,} parameters")
+    for title, ours, theirs in [("", "model", "real images"), *rows]:
+        print(f"{title:22}{ours:22}{theirs}".rstrip())
 
 
 def print_table(outputs: Path) -> None:
-    """The README's table, from all scores.json below this folder: a row for each command, over the seeds that it was run with."""
+    """The README's table, from the scores.json of all runs below this folder: a row for each command, over its seeds."""
     real, rows = {}, defaultdict(list)
     for path in sorted(outputs.glob("*/scores.json")):
-        found = json.loads(path.read_text())
-        with open(path.with_name("metrics.csv"), newline="") as file:
-            epochs = list(csv.DictReader(file))
-        trained = {"epochs": len(epochs), "minutes": sum(float(epoch["seconds"]) for epoch in epochs) / 60}
-        real[found["data"]] = found["real"]
-        rows[found["data"], found["command"]].append(found["model"] | trained | {"seed": found["seed"]})
+        metrics = path.with_name("metrics.csv")
+        if not metrics.exists():  # of a file of weights that isn't a run's result
+            continue
+        try:
+            found = json.loads(path.read_text())
+            with open(metrics, newline="") as file:
+                seconds = [float(epoch["seconds"]) for epoch in csv.DictReader(file)]
+            run = found["samples"] | {"seed": found["seed"], "epochs": len(seconds), "minutes": sum(seconds) / 60}
+            experiment = Path(found["command"].split()[1]).stem
+            rows[found["data"], experiment, found["model"], found["command"]].append(run)
+            real[found["data"]] = found["real"]
+        except (ValueError, KeyError) as error:
+            raise UserError(f"{path} or the metrics.csv beside it can't be used ({error}): measure the model again") from error
     if not rows:
-        raise UserError(f"there is no scores.json below {outputs}: measure a model first, with python score.py MODEL")
-    print("| |", " | ".join(COLUMNS), "|")
-    print("|---" * (len(COLUMNS) + 1) + "|")
+        raise UserError(f"there is no run with a scores.json below {outputs}: measure a model first, with python score.py MODEL")
+    print("| experiment | model |", " | ".join(COLUMNS), "| command |")
+    print("|---" * (len(COLUMNS) + 3) + "|")
     for source, scores in real.items():
-        print_row(f"real images of {source}", [scores])
-        for (data_of_row, command_of_row), runs in rows.items():
-            if data_of_row == source:
-                print_row(f"`{command_of_row}`", runs)
+        print_row([f"real images: {source}", ""], [scores], "")
+        for (source_of_row, experiment, model, line), runs in rows.items():
+            if source_of_row == source:
+                print_row([experiment, model], runs, f"`{line}`")
 
 
-def print_row(title: str, runs: list[dict[str, Any]]) -> None:
+def print_row(titles: list[str], runs: list[dict[str, Any]], line: str) -> None:
     """Of the table; of several seeds the mean and, in brackets, the range."""
     cells = []
     for name, form in COLUMNS.items():
@@ -185,7 +202,7 @@ def print_row(title: str, runs: list[dict[str, Any]]) -> None:
             cells.append(f"{statistics.mean(values):{form}} ({shown[0]} to {shown[-1]})")
         else:
             cells.append("".join(shown[:1]))
-    print("|", " | ".join([title, *cells]), "|")
+    print("|", " | ".join([*titles, *cells, line]), "|")
 
 
 def command(experiment: ModuleType, config: Any) -> str:
@@ -204,6 +221,7 @@ def main(config: Score) -> None:
         print_table(outputs)
         return
     require_seed(config.seed)
+    require_writable(outputs)
     model = Path(config.model)
     found, pairs = measure(model, config.features, config.seed)
     folder = outputs / model.stem

@@ -27,6 +27,8 @@ from utils.device import keep_freed_memory, pick_device, pick_precision
 from utils.files import replacing
 from utils.shell import UserError, command_line, require_positive, require_seed
 
+LEFT_OUT = 10_000  # of the training images, the first: those that score.py holds models against shall be as new to it as samples are
+
 
 @dataclass
 class Config:
@@ -35,7 +37,7 @@ class Config:
     data: Annotated[str, tyro.conf.arg(metavar="mnist|cifar10")] = "mnist"
     """What it learns to tell apart."""
     epochs: int = 15
-    """Passes over all training images."""
+    """Passes over the training images."""
     batch_size: int = 256
     """Images a step."""
     learning_rate: float = 0.01
@@ -83,19 +85,20 @@ def train(config: Config) -> float:
     precision, _ = pick_precision("auto", pick_device("cpu"))
     channels, size, _ = SHAPES[config.data]
     known, test = (data.load(config.data, size, channels, train=train) for train in (True, False))
+    images, labels = known.images[LEFT_OUT:], known.labels[LEFT_OUT:]
     classifier = make_classifier(config.data).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(classifier.parameters(), config.learning_rate, weight_decay=0.05, fused=True)
-    steps = math.ceil(len(known.images) / config.batch_size) * config.epochs
+    steps = math.ceil(len(images) / config.batch_size) * config.epochs
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.learning_rate, steps, pct_start=0.2, anneal_strategy="linear")
     begun = time.perf_counter()
     for epoch in range(1, config.epochs + 1):
-        for part in torch.randperm(len(known.images)).split(config.batch_size):
-            images = shifted(known.images[part], config.shift)
+        for part in torch.randperm(len(images)).split(config.batch_size):
+            batch = shifted(images[part], config.shift)
             if config.data == "cifar10":
-                images = mirrored(images)
+                batch = mirrored(batch)
             with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-                logits = classifier(images.contiguous(memory_format=torch.channels_last))
-            F.cross_entropy(logits.float(), known.labels[part], label_smoothing=0.1).backward()
+                logits = classifier(batch.contiguous(memory_format=torch.channels_last))
+            F.cross_entropy(logits.float(), labels[part], label_smoothing=0.1).backward()
             optimizer.step()
             optimizer.zero_grad()
             schedule.step()

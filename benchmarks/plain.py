@@ -31,6 +31,8 @@ from utils.files import replacing
 from utils.models import save_generator
 from utils.shell import command_line, require_positive, require_seed
 
+LEARNING_RATE = 2e-4
+
 
 @dataclass
 class Plain:
@@ -54,8 +56,8 @@ def steps(model: str, seed: int = 0) -> Iterator[tuple[int, nn.Module]]:
     for module in discriminator.modules():
         if isinstance(module, Dropout):
             module.__class__ = nn.Dropout
-    optimizer_g = torch.optim.Adam(generator.parameters(), lr=2e-4, betas=(0.5, 0.999))
-    optimizer_d = torch.optim.Adam(discriminator.parameters(), lr=2e-4, betas=(0.5, 0.999))
+    optimizer_g = torch.optim.Adam(generator.parameters(), lr=LEARNING_RATE, betas=(0.5, 0.999))
+    optimizer_d = torch.optim.Adam(discriminator.parameters(), lr=LEARNING_RATE, betas=(0.5, 0.999))
     criterion = nn.BCELoss()
     images = MNIST(os.environ.get("GAN_DATA", "data"), transform=ToTensor())
     loader = DataLoader(images, config.batch_size, shuffle=True, num_workers=2, drop_last=True)
@@ -85,7 +87,7 @@ def main(plain: Plain) -> None:
     require_positive(minutes=plain.minutes)
     require_seed(plain.seed)
     data.load("mnist", 28, 1)  # where it isn't there yet, it is fetched before the clock starts
-    name = f"plain_{plain.model}"
+    name = f"plain_{plain.model}" + (f"_{plain.seed}" if plain.seed else "")
     ends = [time.perf_counter()]
     for epoch, generator in steps(plain.model, plain.seed):  # noqa: B007 (used below)
         if epoch > len(ends):
@@ -97,8 +99,9 @@ def main(plain: Plain) -> None:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)
-    config = gan_mnist.Config(model=plain.model, seed=plain.seed, name=name, held_out=0)
-    command = f"python benchmarks/plain.py --minutes {plain.minutes:g}"
+    of_the_recipe = {"learning_rate": LEARNING_RATE, "generator_rate": 1.0, "average": 0.0, "held_out": 0}
+    config = gan_mnist.Config(model=plain.model, seed=plain.seed, name=name, epochs=len(rows), **of_the_recipe)
+    command = f"python benchmarks/plain.py --model {plain.model} --minutes {plain.minutes:g}"
     save_generator(Path(plain.root) / "models" / f"{name}.safetensors", generator.eval(), "gan_mnist", config, command=command)
 
 

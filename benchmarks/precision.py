@@ -1,7 +1,8 @@
 """Whether the fast path costs anything: the same runs in the machine's short floats and in fp32, over several seeds.
 
-Prints the losses and D's accuracy of the last epoch, seed by seed, their means and standard deviations, and how far the means lie
-apart; and writes both precisions' grids of the first three seeds side by side.
+Prints the losses and D's accuracy of the last epoch, the log-likelihood and the Frechet distance as score.py measures them, seed by
+seed, their means and standard deviations, and how far the means lie apart; and writes both precisions' grids of the first three
+seeds side by side.
 
     python benchmarks/precision.py --model leaky
 """
@@ -21,11 +22,13 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import gan_mnist
+import score
 from utils.device import pick_precision
 from utils.images import save_png
 from utils.shell import UserError, command_line
 
-COLUMNS = ("loss_d", "loss_g", "accuracy_d")
+LOGGED, SCORED = ("loss_d", "loss_g", "accuracy_d"), ("log_likelihood", "frechet")
+COLUMNS = LOGGED + SCORED
 
 
 @dataclass
@@ -34,12 +37,10 @@ class Comparison:
 
     model: str = "leaky"
     """Of gan_mnist."""
-    epochs: int = 5
+    epochs: int = 10
     """Of each run."""
     seeds: int = 3
     """How many: 0, 1, 2 and so on."""
-    data: str = "mnist"
-    """What to train on."""
     out: Path | None = None
     """The grids, one row a seed, fp32 on the left (by default benchmarks/precision_<model>.png)."""
 
@@ -58,13 +59,14 @@ def main(comparison: Comparison) -> None:
         for seed in range(comparison.seeds):
             ends.append([])
             for precision in ("fp32", fast):
-                constants = {"model": model, "epochs": epochs, "seed": seed, "data": comparison.data, "precision": precision}
+                constants = {"model": model, "epochs": epochs, "seed": seed, "precision": precision, "estimate_every": 0}
                 with contextlib.redirect_stdout(sys.stderr):  # stdout is the table's
                     gan_mnist.train(gan_mnist.Config(**constants, name="run", root=root, device="cpu"))
                 outputs = Path(root) / "outputs" / "run"
                 with open(outputs / "metrics.csv", newline="") as file:
                     last = list(csv.DictReader(file))[-1]
-                ends[-1] += [float(last[column]) for column in COLUMNS]
+                scores, _ = score.measure(Path(root) / "models" / "run.safetensors", "auto", seed=0)
+                ends[-1] += [float(last[column]) for column in LOGGED] + [scores["model"][column] for column in SCORED]
                 with Image.open(outputs / f"epoch_{epochs:04d}.png") as grid:
                     grids.append(grid.copy())
     save_png(side_by_side(grids[:6]), comparison.out or Path(__file__).parent / f"precision_{model}.png")

@@ -17,7 +17,7 @@ from gan_mnist import (
     add_to_average,
     discriminator_loss,
     generator_loss,
-    log_likelihood,
+    held_out_likelihood,
     make_generator,
     move_at_once,
     paper_schedule,
@@ -274,7 +274,7 @@ def test_the_likelihood_in_training_is_the_papers_estimate(digits):
     for model in MODELS:
         generator = make_generator(Config(model=model))
         z, images = generator.latent(1500, "cpu"), digits / 255
-        found = log_likelihood(generator, z, images)
+        found = held_out_likelihood(generator, z, images)
         assert generator.training
         expected = parzen(sampler.images(generator.eval(), z).float() / 255, images, images).mean
         assert found == pytest.approx(expected, abs=0.05)  # samples in float64 round some pixels otherwise

@@ -177,6 +177,8 @@ def test_the_last_images_of_a_known_set_are_held_out(config, digits, monkeypatch
     images, held_out = run.load("a/folder", 28, 1, held_out=100)
     assert torch.equal(images, digits)
     assert len(held_out) == 0
+    with pytest.raises(UserError, match="held_out is 300, but mnist has 300 images"):
+        run.load("mnist", 28, 1, held_out=300)
 
 
 @pytest.fixture
@@ -186,7 +188,7 @@ def estimates(config, digits, monkeypatch):
 
     def trained(numbers, **constants):
         numbers = iter(numbers)
-        monkeypatch.setattr("gan_mnist.log_likelihood", lambda *_: next(numbers))
+        monkeypatch.setattr("gan_mnist.held_out_likelihood", lambda *_: next(numbers))
         constants = {"estimate_every": 1, "keep_every": 1, "batch_size": 20} | constants
         train(config(data="mnist", held_out=100, name="a", **constants))
         assert list(numbers) == []
@@ -205,7 +207,7 @@ def test_the_likeliest_generator_is_the_result(estimates, tmp_path, capsys, mode
     assert not same(weights(tmp_path, "a"), kept(tmp_path, 3))
     with safe_open(tmp_path / "models" / "a.safetensors", "pt") as file:
         assert (file.metadata()["epoch"], file.metadata()["log_likelihood"]) == ("2", "9.0")
-    assert "that of epoch 2: log likelihood 9.0" in capsys.readouterr().out
+    assert "the result is the best generator: epoch 2, log likelihood 9" in capsys.readouterr().out
     assert [row["log_likelihood"] for row in rows(tmp_path, "a")] == ["3.0", "9.0", "5.0"]
 
 
@@ -215,7 +217,28 @@ def test_the_likeliest_generator_outlives_a_break(estimates, tmp_path, capsys):
     assert same(weights(tmp_path, "a"), kept(tmp_path, 2))
     estimates([10.0], epochs=4, resume=True)
     assert same(weights(tmp_path, "a"), kept(tmp_path, 4))
-    assert "that of epoch 4" in capsys.readouterr().out
+    assert "best generator: epoch 4" in capsys.readouterr().out
+
+
+def test_the_likeliest_generator_outlives_ctrl_c(config, digits, tmp_path, monkeypatch):
+    monkeypatch.setattr("utils.run.data.load", lambda *_: ImageSet(digits, None))
+
+    def estimate(*_):
+        if (tmp_path / "models" / "a" / "epoch_0001.safetensors").exists():
+            os.kill(os.getpid(), signal.SIGINT)
+            return 3.0
+        return 9.0
+
+    monkeypatch.setattr("gan_mnist.held_out_likelihood", estimate)
+    constants = {"data": "mnist", "held_out": 100, "name": "a", "estimate_every": 1, "keep_every": 1, "batch_size": 20}
+    with pytest.raises(SystemExit):
+        train(config(epochs=9, **constants))
+    assert len(rows(tmp_path, "a")) == 2
+    assert same(weights(tmp_path, "a"), kept(tmp_path, 1))
+    (tmp_path / "models" / "a.safetensors").unlink()  # the checkpoint has it, too
+    monkeypatch.setattr("gan_mnist.held_out_likelihood", lambda *_: 5.0)
+    train(config(epochs=3, resume=True, **constants))
+    assert same(weights(tmp_path, "a"), kept(tmp_path, 1))
 
 
 def test_likelihoods_are_estimated_every_few_epochs_and_after_the_last(estimates, tmp_path):

@@ -1,6 +1,8 @@
 """score.py on a few digits, and that what is committed agrees with what the README says."""
 
 import json
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -43,7 +45,7 @@ def test_a_model_is_measured_beside_real_images(few, tmp_path, capsys):
     score.main(score.Score(str(MODEL), root=str(tmp_path)))
     said = capsys.readouterr().out
     found = json.loads((tmp_path / "outputs" / "gan_mnist_maxout" / "scores.json").read_text())
-    model, real = found["model"], found["real"]
+    model, real = found["samples"], found["real"]
     assert model.keys() == real.keys()
     assert real["frechet"] < model["frechet"]
     assert real["log_likelihood"] > model["log_likelihood"]
@@ -65,18 +67,18 @@ def test_a_generator_that_copies_is_found(few, tmp_path, monkeypatch):
     copies = few[True][:1000]
     monkeypatch.setattr("sampler.images", lambda *_: copies)
     found, pairs = score.measure(model_file(tmp_path, model="leaky", held_out=0), "auto", seed=0)
-    assert found["model"]["copying"] < 0.01 < 0.5 < found["real"]["copying"]
+    assert found["samples"]["copying"] < 0.01 < 0.5 < found["real"]["copying"]
     assert torch.equal(pairs[0::2], pairs[1::2])  # each beside its original
 
 
 def test_only_what_was_trained_on_counts_as_copied(few, tmp_path, monkeypatch):
     monkeypatch.setattr("sampler.images", lambda *_: few[True][-1000:])
     path = model_file(tmp_path, model="leaky", held_out=1000)
-    assert score.measure(path, "auto", seed=0)[0]["model"]["copying"] > 0.3
+    assert score.measure(path, "auto", seed=0)[0]["samples"]["copying"] > 0.3
 
 
 def test_the_same_seed_gives_the_same_scores(few, tmp_path):
-    one, again, other = (score.measure(MODEL, "auto", seed)[0]["model"] for seed in (1, 1, 2))
+    one, again, other = (score.measure(MODEL, "auto", seed)[0]["samples"] for seed in (1, 1, 2))
     assert one == again
     assert one["log_likelihood"] != other["log_likelihood"]
 
@@ -85,9 +87,8 @@ def test_the_same_seed_gives_the_same_scores(few, tmp_path):
     ("constants", "features", "words"),
     [
         ({"data": "my/pictures"}, "auto", ["trained on my/pictures", "no test images"]),
-        ({"data": "fashion-mnist"}, "auto", ["no classifier of 'fashion-mnist' for images of 1 x 28 x 28"]),
-        ({}, "cifar10", ["no classifier of 'cifar10' for images of 1 x 28 x 28"]),
-        ({}, "vgg", ["no classifier of 'vgg'"]),
+        ({}, "cifar10", ["no features 'cifar10' for images of 1 x 28 x 28", "give --features mnist or inception"]),
+        ({}, "vgg", ["no features 'vgg'", "give --features mnist or inception"]),
     ],
 )
 def test_what_cannot_be_measured_is_refused(few, tmp_path, constants, features, words):
@@ -116,10 +117,17 @@ def test_inception_that_cannot_be_had_is_refused_in_a_sentence(few, tmp_path, mo
         score.measure(model_file(tmp_path, model="leaky"), "inception", seed=0)
 
 
-def test_another_classifiers_features_measure_other_data(few, tmp_path):
+def test_data_without_a_classifier_have_no_features_unless_told(few, tmp_path, capsys):
+    path = model_file(tmp_path, model="leaky", data="fashion-mnist")
+    score.main(score.Score(str(path), root=str(tmp_path)))
+    said = capsys.readouterr().out
+    assert "features: none" in said
+    assert "give --features mnist or inception" in said
+    assert "log-likelihood" in said
+    assert "Frechet" not in said
     found, _ = score.measure(model_file(tmp_path, model="leaky", data="fashion-mnist"), "mnist", seed=0)
-    assert found["model"]["frechet"] > 0
-    assert "shares" not in found["model"]  # digits are no clothes
+    assert found["samples"]["frechet"] > 0
+    assert "shares" not in found["samples"]  # digits are no clothes
 
 
 @pytest.mark.parametrize(
@@ -139,22 +147,45 @@ def test_the_table_has_a_row_for_each_command(tmp_path, capsys):
         folder = tmp_path / f"a_{seed}"
         folder.mkdir()
         model, real = {"log_likelihood": 220.0 + seed, "frechet": 3.0}, {"log_likelihood": 241.0, "frechet": 0.5}
-        found = {"command": "python a.py", "seed": seed, "data": "mnist", "model": model, "real": real}
+        found = {"command": "python a.py", "model": "big", "seed": seed, "data": "mnist", "samples": model, "real": real}
         (folder / "scores.json").write_text(json.dumps(found))
         (folder / "metrics.csv").write_text("epoch,seconds\n1,30\n2,30\n")
     score.print_table(tmp_path)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[2].startswith("| real images of mnist |  |  |  | 241.0 | 0.50 |")
-    assert lines[3].startswith("| `python a.py` | 0, 1, 2 | 2 | 1 | 221.0 (220.0 to 222.0) | 3.00 |")
+    assert lines[2] == "| real images: mnist |  |  |  |  | 241.0 | 0.50 |  |  |  |"
+    assert lines[3] == "| a | big | 0, 1, 2 | 2 | 1 | 221.0 (220.0 to 222.0) | 3.00 |  |  | `python a.py` |"
     assert len(lines) == 4
+    (tmp_path / "a_1" / "metrics.csv").unlink()  # as of an epoch's generator that was measured by itself
+    score.print_table(tmp_path)
+    assert "| a | big | 0, 2 |" in capsys.readouterr().out
+    (tmp_path / "a_2" / "scores.json").write_text("{")
+    with pytest.raises(UserError, match="a_2/scores.json or the metrics.csv beside it can't be used"):
+        score.print_table(tmp_path)
 
 
-def test_the_readme_shows_the_table_of_the_committed_scores(shell, monkeypatch):
-    monkeypatch.chdir(PROJECT)
-    status, said, _ = shell("score.py", "table")
+def test_the_readme_shows_the_table_of_the_committed_scores(shell, tmp_path):
+    listed = subprocess.run(["git", "ls-files", "outputs/*/scores.json"], cwd=PROJECT, capture_output=True, text=True, check=True)
+    for name in listed.stdout.split():
+        (tmp_path / name).parent.mkdir(parents=True)
+        for file in (Path(name), Path(name).with_name("metrics.csv")):
+            shutil.copy(PROJECT / file, tmp_path / file)
+    status, said, _ = shell("score.py", "table", "--root", tmp_path)
     assert status == 0
     assert len(said.splitlines()) > 3
-    assert said in Path("README.md").read_text()
+    assert said in (PROJECT / "README.md").read_text()
+
+
+def test_a_generator_of_nothing_is_refused(few, tmp_path):
+    generator = gan_mnist.make_generator(Config(model="leaky"))
+    generator.layers[-1].bias.data[5] = torch.nan
+    with pytest.raises(UserError, match="numbers that are not finite"):
+        score.measure(model_file(tmp_path, model="leaky", weights_of=generator), "auto", seed=0)
+
+
+def test_a_missing_classifier_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr("utils.classifiers.FOLDER", tmp_path)
+    with pytest.raises(UserError, match=r"can't read the classifier .* python benchmarks/classifiers.py --data mnist"):
+        load_classifier("mnist")
 
 
 def test_no_scores_no_table(shell, tmp_path):

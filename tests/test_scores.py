@@ -5,6 +5,7 @@ import torch_fidelity
 from scipy.stats import norm
 from sklearn.neighbors import KernelDensity
 
+from utils.images import to_uint8
 from utils.scores import SIGMA_IMAGES, SIGMAS, classes, copying, fidelity, log_likelihood, parzen
 from utils.shell import UserError
 
@@ -82,11 +83,15 @@ def test_the_frechet_distance_is_the_closed_form(rng):
     assert fidelity(images * 2, images, "pixels")["frechet"] == pytest.approx((mean.square() + variance).sum().item(), rel=1e-4)
 
 
-def test_the_kernel_distance_is_unbiased(rng):
-    one, other = (torch.randint(0, 3, (2000, 1, 2, 2), generator=rng).to(torch.uint8) for _ in range(2))
-    alike = fidelity(one, other, "pixels")
-    assert abs(alike["kernel"]) < alike["kernel_deviation"]
-    assert fidelity(one + 1, other, "pixels")["kernel"] > 10 * alike["kernel_deviation"]
+def test_the_kernel_distance_is_the_unbiased_cubic_one(rng):
+    one, other = (torch.randint(0, 3 + more, (1000, 1, 2, 2), generator=rng).to(torch.uint8) for more in (0, 1))
+    x, y = one.flatten(1).double(), other.flatten(1).double()
+    within, without = ((a @ b.T / 4 + 1) ** 3 for a, b in ((torch.cat([x, y]), torch.cat([x, y])), (x, y)))
+    within = sum((part.sum() - part.trace()) / (1000 * 999) for part in (within[:1000, :1000], within[1000:, 1000:]))
+    found = fidelity(one, other, "pixels")  # each subset of 1,000 is all of them
+    assert found["kernel"] == pytest.approx((within - 2 * without.mean()).item(), rel=1e-3)
+    assert found["kernel_deviation"] < 1e-3 * found["kernel"]
+    assert abs(fidelity(one, one.flip(3), "pixels")["kernel"]) < found["kernel"] / 10
 
 
 def test_precision_and_recall_of_clusters(rng):
@@ -132,34 +137,44 @@ def test_classes():
     assert found["confidence"] == pytest.approx((3 * sure + unsure) / 4, abs=1e-6)
 
 
-def spoilt(images, how):
-    if how == "NaN":
-        return torch.cat([images[:-1].float() / 255, torch.full_like(images[-1:], torch.nan, dtype=torch.float32)])
-    return {"shape": images[:, :, :14], "few": images[:0]}[how]
-
-
-MEASURES = {
-    "likelihood": lambda images, others: parzen(images, others, others),
-    "likelihood of the validation set": lambda images, others: parzen(others, images, others),
-    "likelihood of the test set": lambda images, others: parzen(others, others, images),
-    "fidelity": lambda images, others: fidelity(images, others, "pixels"),
-    "copying": lambda images, others: copying(images, others, others),
-    "copying of the training set": lambda images, others: copying(others, images, others),
+MEASURES = {  # and of what it measures the least number that has a score
+    "likelihood": (lambda images, others: parzen(images, others, others), 2),
+    "likelihood of the validation set": (lambda images, others: parzen(others, images, others), 2),
+    "likelihood of the test set": (lambda images, others: parzen(others, others, images), 2),
+    "fidelity": (lambda images, others: fidelity(bytes_of(images), bytes_of(others), "pixels"), 1000),
+    "fidelity of the real images": (lambda images, others: fidelity(bytes_of(others), bytes_of(images), "pixels"), 1000),
+    "copying": (lambda images, others: copying(images, others, others), 1),
+    "copying of the training set": (lambda images, others: copying(others, images, others), 1),
 }
 
 
-@pytest.mark.parametrize("measure", MEASURES.values(), ids=MEASURES)
-@pytest.mark.parametrize(("how", "words"), [("NaN", "not numbers"), ("shape", "expected N x 1 x"), ("few", "expected at least")])
-def test_what_cannot_be_measured_is_refused(digits, measure, how, words):
-    whole = digits.repeat(4, 1, 1, 1)
-    with pytest.raises(UserError, match=words) as refused:
-        measure(spoilt(whole, how), whole.float() / 255)
-    assert str(refused.value).count("\n") == 0
+def bytes_of(images):
+    """As uint8; but where that would hide NaN, as they are."""
+    return to_uint8(images) if images.isfinite().all() else images
+
+
+@pytest.mark.parametrize(("measure", "least"), MEASURES.values(), ids=MEASURES)
+def test_what_cannot_be_measured_is_refused(digits, measure, least):
+    whole = digits.repeat(4, 1, 1, 1).float() / 255
+    with_nan = whole.clone()
+    with_nan[-1, 0, 5, 5] = torch.nan
+    for images, words in (
+        (with_nan, r"not numbers|torch.float32, expected torch.uint8"),
+        (whole[:, :, :14], r"have the shape .*, expected N x"),
+        (whole[:, 0], r"have the shape .*, expected N x"),
+        (whole[: least - 1], f"expected at least {least:,}"),
+    ):
+        with pytest.raises(UserError, match=words) as refused:
+            measure(images, whole)
+        assert "\n" not in str(refused.value)
+    measure(whole[:least], whole)
 
 
 def test_images_out_of_range_are_refused(digits):
     with pytest.raises(UserError, match=r"\[0, 1\]"):
         parzen(digits.float(), digits.float() / 255, digits.float() / 255)
+    with pytest.raises(UserError, match=r"torch.uint8, expected torch.float32"):
+        parzen(digits, digits.float() / 255, digits.float() / 255)
 
 
 @pytest.mark.parametrize("logits", [torch.full((5, 10), torch.nan), torch.zeros(5), torch.zeros(0, 10)])

@@ -3,9 +3,11 @@
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from torch_fidelity import FeatureExtractorBase, register_feature_extractor
+
+from utils.shell import UserError
 
 FOLDER = Path(__file__).parent.parent / "models" / "classifiers"
 SHAPES = {"mnist": (1, 28, 28), "cifar10": (3, 32, 32)}  # of an image: channels, height, width
@@ -45,11 +47,15 @@ def make_classifier(data: str) -> Classifier:
 
 
 def load_classifier(data: str) -> tuple[Classifier, float]:
-    """The trained classifier of a key of SHAPES, and its accuracy on the test images, in [0, 1]."""
-    classifier = make_classifier(data)
-    with safe_open(FOLDER / f"{data}.safetensors", "pt") as file:
-        classifier.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
-        accuracy = float(file.metadata()["accuracy"])
+    """The trained classifier of a key of SHAPES, and its accuracy on the test images, in [0, 1]; UserError where its file isn't whole."""
+    classifier, path = make_classifier(data), FOLDER / f"{data}.safetensors"
+    try:
+        with safe_open(path, "pt") as file:
+            classifier.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+            accuracy = float(file.metadata()["accuracy"])
+    except (OSError, SafetensorError) as error:
+        again = f"get it by git checkout {path}, or by python benchmarks/classifiers.py --data {data}"
+        raise UserError(f"can't read the classifier {path} ({error}): {again}") from error
     return classifier.eval(), accuracy
 
 

@@ -86,8 +86,8 @@ def save_curves(metrics: Path, panels: dict[str, dict[str, str]], marks: dict[st
     figure = Figure(figsize=(5 * len(panels), 3.6), layout="constrained")
     for axes, (title, columns) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         for column, label in columns.items():
-            points = [(int(row["epoch"]), float(row[column])) for row in rows if row[column]]
-            (line,) = axes.plot(*zip(*points, strict=True), label=label, marker="." if len(points) < 3 else "")
+            points = [(int(row["epoch"]), float(row[column])) for row in rows if row.get(column)]
+            (line,) = axes.plot(*np.array(points).reshape(-1, 2).T, label=label, marker="." if len(points) < 3 else "")
             if column in marks:
                 name, value = marks[column]
                 axes.axhline(value, color=line.get_color(), linestyle=":", label=name)

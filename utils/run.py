@@ -80,7 +80,7 @@ class Run:
         self.rows: list[dict[str, float]] = []
         self.first_epoch, self.stopping, self.whole = 1, False, False
         self.iteration = 0  # of the whole run, counted from 0
-        self.scored = ""  # the number that says which generator is the best
+        self.winner: dict[str, Any] | None = None  # what best() found
         self.bar: tqdm | None = None
 
     def load(self, source: str, size: int, channels: int, held_out: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -88,7 +88,9 @@ class Run:
         if held_out < 0:
             raise UserError(f"held_out is {held_out}, expected 0 or a number of images: give --held-out another value")
         images = data.load(source, size, channels).images
-        trained = max(len(images) - held_out, 0) if source in KNOWN else len(images)
+        trained = len(images) - held_out if source in KNOWN else len(images)
+        if trained <= 0:
+            raise UserError(f"held_out is {held_out}, but {source} has {len(images)} images: give a smaller --held-out")
         images, rest = images[:trained].to(self.device), images[trained:].to(self.device)
         if len(images) < self.config.batch_size:
             batch = self.config.batch_size
@@ -195,11 +197,12 @@ class Run:
         return every > 0 and self.whole and (self.epoch % every == 0 or self.epoch == self.config.epochs)
 
     def best(self, generator: nn.Module, **score: float) -> None:
-        """Logs a number of this epoch, higher is better; the generator for which it is highest is the run's result, from now on."""
+        """Logs a number of this epoch, higher is better; the run's result is the generator for which it is highest."""
         self.log(**score)
-        ((self.scored, value),) = score.items()
-        if all(value > row.get(self.scored, -math.inf) for row in self.rows):
-            save_generator(self.weights, generator, self.experiment, self.config, iteration=self.iteration + 1, epoch=self.epoch, **score)
+        (value,) = score.values()
+        if self.winner is None or value > self.winner["value"]:
+            weights = {name: weight.detach().clone() for name, weight in generator.state_dict().items()}
+            self.winner = {"value": value, "facts": {"epoch": self.epoch, **score}, "weights": weights}
 
     def finish(
         self,
@@ -209,8 +212,8 @@ class Run:
         reference: dict[str, tuple[str, float]] | None = None,
         captions: bool = True,
     ) -> None:
-        """Writes the result: the generator, unless an earlier one was the best, the GIF, the curves. After Ctrl-C the process ends
-        here, with status 130.
+        """Writes the result: the generator, or the best one if best() was asked, the GIF, the curves. After Ctrl-C the process ends here,
+        with status 130.
 
         curves: as save_curves in utils/images.py takes them; theory, reference: what to hold a column against, its name and value, at
         the optimum and for the data; captions: whether the GIF's frames need the epoch above them.
@@ -219,12 +222,12 @@ class Run:
         self.bar.close()
         self.board.close()
         facts = self.rows[-1] if self.rows and self.whole else {}  # an epoch cut short has no means
+        if self.winner is not None:
+            generator.load_state_dict(self.winner["weights"])
+            facts = self.winner["facts"]
+            print("the result is the best generator:", ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in facts.items()))
+        save_generator(self.weights, generator, self.experiment, self.config, iteration=self.iteration + 1, **facts)
         saved = [self.weights]
-        if scores := {row["epoch"]: row[self.scored] for row in self.rows if self.scored in row}:
-            best = max(scores, key=scores.__getitem__)
-            print(f"the best generator, kept, is that of epoch {best}: {self.scored.replace('_', ' ')} {scores[best]:.1f}")
-        else:
-            save_generator(self.weights, generator, self.experiment, self.config, iteration=self.iteration + 1, **facts)
         if self.rows:
             marks = {column: (f"in theory, at the optimum: {name}", value) for column, (name, value) in theory.items()}
             save_curves(self.outputs / "metrics.csv", curves, marks | (reference or {}), self.outputs / "curves.png")
@@ -307,7 +310,7 @@ class Run:
         state = {
             "config": dataclasses.asdict(self.config),
             "rows": self.rows,
-            "scored": self.scored,
+            "winner": self.winner,
             "parts": {name: part.state_dict() for name, part in self.parts.items()},
             "scaler": self.scaler.state_dict(),
             "order": self.order.get_state(),
@@ -337,7 +340,7 @@ class Run:
         torch.set_rng_state(state["random"].cpu())
         if "random_device" in state and self.device.type != "cpu":
             torch.get_device_module(self.device).set_rng_state(state["random_device"].cpu())
-        self.rows, self.scored = state["rows"], state["scored"]
+        self.rows, self.winner = state["rows"], state.get("winner")
         self.first_epoch = len(self.rows) + 1
         if self.first_epoch > self.config.epochs:
             raise UserError(f"the run to resume has {len(self.rows)} epochs already: give more --epochs")

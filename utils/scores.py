@@ -1,12 +1,14 @@
 """How good samples are: the likelihood that the papers of 2014 printed, and what the field measures since."""
 
 import math
+import pickle
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from utils.known import download_timeout
 from utils.shell import UserError
 
 SIGMAS = tuple(np.logspace(-1, 0, 10))  # the authors' grid
@@ -33,10 +35,10 @@ def parzen(samples: torch.Tensor, validation: torch.Tensor, test: torch.Tensor) 
     Raises UserError for NaN, values out of range, shapes that don't agree, and fewer than 2 samples.
     """
     for name, images in {"samples": samples, "validation images": validation, "test images": test}.items():
-        require_images(images, name, like=test, least=2)
+        require_images(images, name, like=test, least=2, dtype=torch.float32)
     trials = [windows.mean() for windows in log_likelihood(validation[:SIGMA_IMAGES], samples, SIGMAS)]
     sigma = SIGMAS[int(torch.stack(trials).argmax())]
-    nats = log_likelihood(test, samples, (sigma,))[0].double()
+    nats = log_likelihood(test, samples, (sigma,))[0].cpu().double()  # MPS has no float64
     return Likelihood(nats.mean().item(), nats.std().item() / math.sqrt(len(nats)), float(sigma))
 
 
@@ -71,14 +73,15 @@ def fidelity(samples: torch.Tensor, reference: torch.Tensor, features: str, seed
     import torch_fidelity  # here, because of the second it takes
 
     for name, images in {"samples": samples, "real images": reference}.items():
-        require_images(images, name, like=reference, least=1000)
+        require_images(images, name, like=reference, least=1000, dtype=torch.uint8)
     try:
-        found = torch_fidelity.calculate_metrics(
-            input1=_Images(samples), input2=_Images(reference), feature_extractor=features,
-            fid=True, kid=True, prc=True, rng_seed=seed, prc_batch_size=BLOCK, batch_size=250,
-            cuda=False, save_cpu_ram=True, cache=False, verbose=False,
-        )  # fmt: skip
-    except OSError as error:
+        with download_timeout():
+            found = torch_fidelity.calculate_metrics(
+                input1=_Images(samples), input2=_Images(reference), feature_extractor=features,
+                fid=True, kid=True, prc=True, rng_seed=seed % 2**32, prc_batch_size=BLOCK, batch_size=50,
+                cuda=torch.cuda.is_available(), save_cpu_ram=True, cache=False, verbose=False,
+            )  # fmt: skip
+    except (OSError, pickle.UnpicklingError) as error:
         raise UserError(f"can't get the weights of the features {features} ({error}): leave out --features") from error
     return {
         "frechet": found["frechet_inception_distance"],
@@ -141,7 +144,7 @@ def copying(samples: torch.Tensor, train: torch.Tensor, test: torch.Tensor) -> C
     Raises UserError for NaN, values out of range, shapes that don't agree, and where there is none.
     """
     for name, images in {"samples": samples, "training images": train, "test images": test}.items():
-        require_images(images, name, like=test, least=1)
+        require_images(images, name, like=test, least=1, dtype=torch.float32)
     to_train, nearest = _nearest(samples, train)
     to_test, _ = _nearest(samples, test)
     return Copying((to_train / to_test.clamp_min(1e-6)).double().mean().item(), to_train, nearest)
@@ -155,12 +158,14 @@ def _nearest(images: torch.Tensor, others: torch.Tensor) -> tuple[torch.Tensor, 
     return distances, block * BLOCK + within
 
 
-def require_images(images: torch.Tensor, name: str, like: torch.Tensor, least: int) -> None:
-    """UserError unless these are at least `least` images, N x C x H x W, of the size of `like`, uint8 or finite and in [0, 1]."""
+def require_images(images: torch.Tensor, name: str, like: torch.Tensor, least: int, dtype: torch.dtype) -> None:
+    """UserError unless these are at least `least` images N x C x H x W, as large as `like`, of this type; floats finite and in [0, 1]."""
     shape = tuple(images.shape)
     if images.ndim != 4 or shape[1:] != tuple(like.shape[1:]):
         raise UserError(f"the {name} have the shape {shape}, expected N x {' x '.join(map(str, like.shape[1:]))}: give images of one size")
     if len(images) < least:
-        raise UserError(f"there are {len(images)} {name}, expected at least {least:,}: give more")
-    if images.dtype != torch.uint8 and not (images.min() >= 0 and images.max() <= 1):  # false for NaN, too
+        raise UserError(f"there are {len(images):,} {name}, expected at least {least:,}: give more")
+    if images.dtype != dtype:
+        raise UserError(f"the {name} are {images.dtype}, expected {dtype}: convert them by to_uint8 or to_unit")
+    if dtype.is_floating_point and not (images.min() >= 0 and images.max() <= 1):  # false for NaN, too
         raise UserError(f"the {name} have values that are not in [0, 1], or not numbers: give whole images in that range")
