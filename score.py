@@ -40,8 +40,9 @@ INCEPTION = "inception-v3-compat"  # torch-fidelity's name for it
 
 
 OF_ONE_RUN = {"name", "root", "seed", "device", "resume", "keep_every"}  # constants that runs of one row may have otherwise
-COLUMNS = {
-    "seed": "d", "epochs": ".0f", "minutes": ".0f", "log_likelihood": ".1f", "frechet": ".2f", "precision": ".2f", "recall": ".2f",
+COLUMNS = {  # of the README's table: what stands for it in scores.json, and how it is shown
+    "seeds": ("seed", "d"), "epochs": ("epochs", ".0f"), "minutes": ("minutes", ".0f"), "log-likelihood": ("log_likelihood", ".1f"),
+    "Frechet": ("frechet", ".2f"), "precision": ("precision", ".2f"), "recall": ("recall", ".2f"),
 }  # fmt: skip
 
 
@@ -193,7 +194,7 @@ def print_table(outputs: Path) -> None:
 def print_row(titles: list[str], runs: list[dict[str, Any]], line: str) -> None:
     """Of the table; of several seeds the mean and, in brackets, the range."""
     cells = []
-    for name, form in COLUMNS.items():
+    for name, form in COLUMNS.values():
         values = [run[name] for run in runs if name in run]
         shown = [f"{value:{form}}" for value in sorted(values)]
         if name == "seed":

@@ -66,7 +66,7 @@ def main(comparison: Comparison) -> None:
                 with open(outputs / "metrics.csv", newline="") as file:
                     last = list(csv.DictReader(file))[-1]
                 scores, _ = score.measure(Path(root) / "models" / "run.safetensors", "auto", seed=0)
-                ends[-1] += [float(last[column]) for column in LOGGED] + [scores["model"][column] for column in SCORED]
+                ends[-1] += [float(last[column]) for column in LOGGED] + [scores["samples"][column] for column in SCORED]
                 with Image.open(outputs / f"epoch_{epochs:04d}.png") as grid:
                     grids.append(grid.copy())
     save_png(side_by_side(grids[:6]), comparison.out or Path(__file__).parent / f"precision_{model}.png")

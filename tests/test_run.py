@@ -84,7 +84,7 @@ def test_a_run_leaves_what_it_promises(config, tmp_path, model, capsys):
     said = capsys.readouterr()
     assert name in said.out.splitlines()[0]
     last = said.err.split("\r")[-1]
-    assert re.fullmatch(r"3/3 loss D \S+ G \S+ D\(real\) \S+ D\(fake\) \S+ acc \S+ .* img/s \d\d:\d\d\n", last)
+    assert re.fullmatch(r"3/3 loss D \S+ G \S+ D\(real\) \S+ D\(fake\) \S+ acc \S+ .* img/s \d\d:\d\d *\n", last)
     assert said.err.count("\n") == 1  # one bar
 
 

@@ -11,14 +11,14 @@ from conftest import PROJECT, assert_one_sentence
 from PIL import Image
 
 import gan_mnist
+import sampler
 import score
 from gan_mnist import Config
 from utils.classifiers import SHAPES, load_classifier
 from utils.known import ImageSet
 from utils.models import save_generator
+from utils.scores import SIGMAS
 from utils.shell import UserError
-
-MODEL = PROJECT / "models" / "gan_mnist_maxout.safetensors"
 
 
 @pytest.fixture
@@ -34,6 +34,13 @@ def few(digits, monkeypatch):
     return found
 
 
+@pytest.fixture
+def trained(tmp_path):
+    """The committed maxout generator, as if trained on the few."""
+    _, _, generator = sampler.load(PROJECT / "models" / "gan_mnist_maxout.safetensors")
+    return model_file(tmp_path, "trained", generator, model="maxout")
+
+
 def model_file(tmp_path, name="a", weights_of=None, **constants):
     config = Config(**{"held_out": 500, **constants})
     path = tmp_path / "models" / f"{name}.safetensors"
@@ -41,15 +48,16 @@ def model_file(tmp_path, name="a", weights_of=None, **constants):
     return path
 
 
-def test_a_model_is_measured_beside_real_images(few, tmp_path, capsys):
-    score.main(score.Score(str(MODEL), root=str(tmp_path)))
+def test_a_model_is_measured_beside_real_images(few, trained, tmp_path, capsys):
+    score.main(score.Score(str(trained), root=str(tmp_path)))
     said = capsys.readouterr().out
-    found = json.loads((tmp_path / "outputs" / "gan_mnist_maxout" / "scores.json").read_text())
+    found = json.loads((tmp_path / "outputs" / "trained" / "scores.json").read_text())
     model, real = found["samples"], found["real"]
     assert model.keys() == real.keys()
     assert real["frechet"] < model["frechet"]
-    assert real["log_likelihood"] > model["log_likelihood"]
     for column in (model, real):
+        assert column["sigma"] in SIGMAS
+        assert column["standard_error"] > 0
         assert sum(column["shares"]) == pytest.approx(1)
         assert 0 <= column["precision"] <= 1
         assert 0.5 < column["confidence"] <= 1
@@ -59,7 +67,7 @@ def test_a_model_is_measured_beside_real_images(few, tmp_path, capsys):
     for measure in ("log-likelihood", "Frechet", "recall", "copying", "class 9", "classes missing", "parameters", "our classifier"):
         assert measure in said
     assert f"{model['log_likelihood']:.1f}" in said
-    with Image.open(tmp_path / "outputs" / "gan_mnist_maxout" / "copies.png") as pairs:
+    with Image.open(tmp_path / "outputs" / "trained" / "copies.png") as pairs:
         assert pairs.size == (8 * 30 + 2, 4 * 30 + 2)
 
 
@@ -77,8 +85,8 @@ def test_only_what_was_trained_on_counts_as_copied(few, tmp_path, monkeypatch):
     assert score.measure(path, "auto", seed=0)[0]["samples"]["copying"] > 0.3
 
 
-def test_the_same_seed_gives_the_same_scores(few, tmp_path):
-    one, again, other = (score.measure(MODEL, "auto", seed)[0]["samples"] for seed in (1, 1, 2))
+def test_the_same_seed_gives_the_same_scores(few, trained):
+    one, again, other = (score.measure(trained, "auto", seed)[0]["samples"] for seed in (1, 1, 2))
     assert one == again
     assert one["log_likelihood"] != other["log_likelihood"]
 
@@ -190,7 +198,7 @@ def test_a_missing_classifier_is_refused(monkeypatch, tmp_path):
 
 def test_no_scores_no_table(shell, tmp_path):
     status, _, said = shell("score.py", "table", "--root", tmp_path)
-    assert_one_sentence(status, said, "no scores.json")
+    assert_one_sentence(status, said, "no run with a scores.json")
 
 
 @pytest.mark.parametrize(("name", "least"), [("mnist", 0.995), ("cifar10", 0.90)])
