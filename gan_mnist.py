@@ -6,15 +6,17 @@ Goodfellow et al., "Generative Adversarial Nets", NIPS 2014 (arXiv 1406.2661): t
 
 until the generator's images can't be told from the data. The constant `model` chooses the players:
 
-    maxout     the paper's: a maxout discriminator with dropout, both players moved at once by SGD with momentum
+    maxout     the paper's: a maxout discriminator with dropout, both players moved at once by SGD with momentum; for the paper's
+               likelihood the rates are higher than in the paper and G's weights averaged
     batchnorm  the same game, with batch normalisation in the generator
     leaky      what tutorials train: LeakyReLU, dropout, tanh, Adam, the players taking turns
 
-Each epoch adds a grid of digits to outputs/gan_mnist_<model>/; gif/gan_mnist_<model>.gif shows them one after the other. An epoch
-takes 3 (leaky) to 7 seconds on two CPU cores that have bf16 units.
+As in the paper, the generator under which held-out images are likeliest is kept. Each epoch adds a grid of digits to
+outputs/gan_mnist_<model>/; gif/gan_mnist_<model>.gif shows them one after the other. An epoch takes 3 (leaky) to 7 seconds on two CPU
+cores that have bf16 units.
 
     python gan_mnist.py
-    python gan_mnist.py --model maxout --epochs 100
+    python gan_mnist.py --model maxout --epochs 150
     python gan_mnist.py --data my_pictures/ --name mine
 """
 
