@@ -37,8 +37,6 @@ SAMPLES = 10_000  # as in the paper; and as many real images beside them
 COPIES = 1000  # samples whose nearest training image is looked for
 PAIRS = 16  # of them in the picture
 INCEPTION = "inception-v3-compat"  # torch-fidelity's name for it
-
-
 OF_ONE_RUN = {"name", "root", "seed", "device", "resume", "keep_every"}  # constants that runs of one row may have otherwise
 COLUMNS = {  # of the README's table: what stands for it in scores.json, and how it is shown
     "seeds": ("seed", "d"), "epochs": ("epochs", ".0f"), "minutes": ("minutes", ".0f"), "log-likelihood": ("log_likelihood", ".1f"),
