@@ -7,7 +7,7 @@ Goodfellow et al., "Generative Adversarial Nets", NIPS 2014 (arXiv 1406.2661): t
 until the generator's images can't be told from the data. The constant `model` chooses the players:
 
     maxout     the paper's: a maxout discriminator with dropout, both players moved at once by SGD with momentum; for the paper's
-               likelihood the rates are higher than in the paper and G's weights averaged
+               likelihood the rates rise above the paper's and G's weights are averaged
     batchnorm  the same game, with batch normalisation in the generator
     leaky      what tutorials train: LeakyReLU, dropout, tanh, Adam, the players taking turns
 
@@ -53,6 +53,8 @@ class Config:
     """The discriminator's (by default 0.1 as in the paper; maxout: 0.2; leaky: 0.0002)."""
     generator_rate: float | None = None
     """The generator's learning rate, in units of the discriminator's (by default 1 as in the paper; maxout: 2)."""
+    warm_up: int | None = None
+    """Epochs in which SGD's rates rise from the paper's 0.1 to these, where they are higher (by default 0; maxout: 40)."""
     average: float | None = None
     """How far back the average of G's weights, the result, reaches: 0 not at all, 1 to the start (by default 0; maxout: 1/3)."""
     data: str = "mnist"
@@ -80,9 +82,11 @@ class Config:
         if self.batch_size is None:
             self.batch_size = 256 if self.model == "leaky" else 100
         if self.learning_rate is None:
-            self.learning_rate = {"maxout": 0.2, "leaky": 0.0002}.get(self.model, 0.1)
+            self.learning_rate = {"maxout": 0.2, "leaky": 0.0002}.get(self.model, PAPER_RATE)
         if self.generator_rate is None:
             self.generator_rate = 2.0 if self.model == "maxout" else 1.0
+        if self.warm_up is None:
+            self.warm_up = 40 if self.model == "maxout" else 0
         if self.average is None:
             self.average = 1 / 3 if self.model == "maxout" else 0.0
 
@@ -216,6 +220,7 @@ CURVES = {
 # Where the fakes are like the data and D says 1/2 to everything (theorem 1).
 THEORY = {"loss_d": ("log 4", math.log(4)), "loss_g": ("log 2", math.log(2)), "accuracy_d": ("0.5", 0.5)}
 SAMPLES = 10_000  # that the likelihood is estimated from, as in the paper
+PAPER_RATE = 0.1
 AVERAGED_EVERY = 10  # steps: neighbours hardly differ, and all would cost a sixth of the time
 GENERATORS = {"maxout": MaxoutGenerator, "batchnorm": BatchNormGenerator, "leaky": LeakyGenerator}
 DISCRIMINATORS = {"maxout": MaxoutDiscriminator, "batchnorm": MaxoutDiscriminator, "leaky": LeakyDiscriminator}
@@ -280,16 +285,23 @@ def readings(loss_d: torch.Tensor, loss_g: torch.Tensor, logits_real: torch.Tens
     }
 
 
-def paper_schedule(sgd: Optimizer, first_rate: float, update: int, epoch: int) -> None:
+def paper_schedule(sgd: Optimizer, rate: float, update: int, epoch: int, warm_up: int = 0) -> None:
     """The authors' rate, divided by 1.000004 after every update, and momentum, from 0.5 in epoch 1 to 0.7 in epoch 250.
 
-    Their velocity holds the rates of the past (v = momentum * v - rate * gradient), PyTorch's is multiplied by the present rate
-    when the weights move; the ratio of two successive rates makes one the other.
+    A rate above the paper's is only reached after `warm_up` updates, in a straight line from the paper's. The authors' velocity holds
+    the rates of the past (v = momentum * v - rate * gradient), PyTorch's is multiplied by the present rate when the weights move;
+    the ratio of two successive rates makes one the other.
     """
-    before, rate = (max(first_rate / 1.000004**count, min(first_rate, 1e-6)) for count in (update - 1, update))
+    start = min(PAPER_RATE, rate)
+
+    def rate_of(count: int) -> float:
+        risen = min(max(count, 0) / warm_up, 1) if warm_up else 1
+        return max((start + (rate - start) * risen) / 1.000004**count, min(rate, 1e-6))
+
+    before, now = rate_of(update - 1), rate_of(update)
     momentum = 0.5 + 0.2 * min((epoch - 1) / 249, 1)
     for group in sgd.param_groups:
-        group.update(lr=rate, momentum=momentum * before / rate)
+        group.update(lr=now, momentum=momentum * before / now)
 
 
 @torch.no_grad()
@@ -312,15 +324,18 @@ def held_out_likelihood(generator: nn.Module, z: torch.Tensor, images: torch.Ten
 def train(config: Config) -> None:
     """One whole run; Run says what it leaves. Raises UserError for constants or data that can't be used."""
     require_positive(learning_rate=config.learning_rate, generator_rate=config.generator_rate)
-    require_not_negative(estimate_every=config.estimate_every)
+    require_not_negative(estimate_every=config.estimate_every, warm_up=config.warm_up)
     if not 0 <= config.average <= 1:
         raise UserError(f"average is {config.average}, expected a number from 0 to 1: give --average another value")
+    if config.model == "leaky" and config.warm_up:
+        raise UserError(f"warm_up is {config.warm_up}, but leaky's rates stay as they are: leave out --warm-up")
     if config.model == "batchnorm" and config.batch_size == 1:
         raise UserError("batch_size is 1, expected at least 2 images to normalise over: give --batch-size another value")
     run = Run(config, "gan_mnist", config.model, BAR)
     generator, discriminator = run.place(make_generator(config), DISCRIMINATORS[config.model]())
     images, validation = run.load(config.data, size=28, channels=1, held_out=config.held_out)
     rates = config.learning_rate * config.generator_rate, config.learning_rate
+    warm_up = config.warm_up * (len(images) // config.batch_size)  # in updates
     networks = tuple(zip((generator, discriminator), rates, strict=True))
     if config.model == "leaky":
         optimizer_g, optimizer_d = (Adam(net.parameters(), rate, betas=(0.5, 0.999), fused=True) for net, rate in networks)
@@ -339,8 +354,8 @@ def train(config: Config) -> None:
             if config.model == "leaky":
                 take_turns(run, *players, real)
             else:
-                paper_schedule(optimizer_g, rates[0], run.iteration, epoch)
-                paper_schedule(optimizer_d, rates[1], run.iteration, epoch)
+                paper_schedule(optimizer_g, rates[0], run.iteration, epoch, warm_up)
+                paper_schedule(optimizer_d, rates[1], run.iteration, epoch, warm_up)
                 move_at_once(run, *players, real)
             if config.average and run.iteration % AVERAGED_EVERY == 0:
                 add_to_average(result, generator, run.iteration // AVERAGED_EVERY, config.average)

@@ -129,8 +129,12 @@ def test_the_ablation_measures_the_last_step_and_the_average(digits, monkeypatch
     likelihood.main(likelihood.Table(rows=("the paper's rates",), epochs=5))
     ((title, *found, _),) = cells(capsys.readouterr().out)
     assert title == "the paper's rates"
-    assert all(re.fullmatch(r"-?\d+\.\d ± \d+\.\d", nats) for nats in found)
-    last, averaged = measured
+    assert len(found) == 6
+    for held_out, test, ones in (found[:3], found[3:]):
+        assert re.fullmatch(r"-?\d+\.\d", held_out)
+        assert re.fullmatch(r"-?\d+\.\d ± \d+\.\d", test)
+        assert re.fullmatch(r"\d+\.\d%", ones)
+    last, _, averaged, _ = measured
     assert not torch.equal(last, averaged)
     with pytest.raises(normal.UserError, match="no row named luck"):
         likelihood.main(likelihood.Table(rows=("luck",)))

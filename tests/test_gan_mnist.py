@@ -147,23 +147,27 @@ def test_the_losses_gradients_are_those_worked_out_by_hand():
     torch.testing.assert_close(by_fake, (fake.sigmoid() - 1) / 5)
 
 
-def test_the_schedule_is_the_papers_rule_exactly():
-    """velocity = momentum * velocity - rate * gradient; weight += velocity; the rate falls by `fall` after every update."""
+@pytest.mark.parametrize(("last", "warm_up"), [(0.1, 0), (0.1, 100), (0.4, 100), (0.05, 100)])
+def test_the_schedule_is_the_papers_rule_exactly(last, warm_up):
+    """velocity = momentum * velocity - rate * gradient; weight += velocity; the rate falls by 1.000004 after every update.
+
+    It rises from 0.1 to one that is higher, over the warm-up.
+    """
     weight = torch.tensor([1.0], dtype=torch.float64, requires_grad=True)
-    sgd = torch.optim.SGD([weight], 0.1, momentum=0.5)
-    expected, velocity, rate = 1.0, 0.0, 0.1
+    sgd = torch.optim.SGD([weight], last, momentum=0.5)
+    expected, velocity = 1.0, 0.0
     for update in range(400):
         epoch = 1 + update
         gradient = math.sin(update)
         momentum = 0.5 + 0.2 * (min(epoch, 250) - 1) / 249
+        rate = (0.1 + (last - 0.1) * update / 100 if last > 0.1 and update < 100 else last) / 1.000004**update
         velocity = momentum * velocity - rate * gradient
         expected += velocity
-        rate = max(rate / 1.000004, 1e-6)
         weight.grad = torch.tensor([gradient], dtype=torch.float64)
-        paper_schedule(sgd, 0.1, update, epoch)
+        paper_schedule(sgd, last, update, epoch, warm_up)
         sgd.step()
         assert weight.item() == pytest.approx(expected, rel=1e-12)
-    paper_schedule(sgd, 0.1, 10_000_000, 400)
+    paper_schedule(sgd, last, 10_000_000, 400, warm_up)
     assert sgd.param_groups[0]["lr"] == 1e-6
 
 

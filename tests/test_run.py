@@ -149,12 +149,13 @@ def test_a_new_run_keeps_the_old_result_until_it_has_its_own(config, tmp_path, m
 
 
 def test_the_papers_run_follows_its_schedule_from_the_pixels_means(config, digits, tmp_path):
-    train(config(model="maxout", name="a"))
+    train(config(model="maxout", name="a", warm_up=2))
     parts = torch.load(tmp_path / "outputs" / "a" / "checkpoint.pt", weights_only=True)["parts"]
-    for player, rate in (("g", 0.4), ("d", 0.2)):
+    for player, last in (("g", 0.4), ("d", 0.2)):
         (group,) = parts[f"optimizer_{player}"]["param_groups"]
-        assert group["lr"] == pytest.approx(rate / 1.000004**5, rel=1e-12)  # the last of 2 epochs' 6 updates had followed 5
-        assert group["momentum"] == pytest.approx((0.5 + 0.2 / 249) * 1.000004, rel=1e-12)
+        before, rate = ((0.1 + (last - 0.1) * risen / 6) / 1.000004**risen for risen in (4, 5))  # 2 epochs have 6 updates
+        assert group["lr"] == pytest.approx(rate, rel=1e-12)  # the last of them had followed 5
+        assert group["momentum"] == pytest.approx((0.5 + 0.2 / 249) * before / rate, rel=1e-12)
     train(config(model="maxout", name="still", learning_rate=1e-30))
     means = (digits.flatten(1).float().mean(0) / 255).clamp(1e-7, 1 - 1e-7)
     torch.testing.assert_close(weights(tmp_path, "still")["layers.4.bias"], means.logit())
@@ -303,6 +304,8 @@ def test_a_run_in_fp16_leaves_finite_numbers(config, tmp_path, model):
         ({"average": 1.5}, "average is 1.5"),
         ({"average": math.nan}, "average is nan"),
         ({"generator_rate": 0}, "generator_rate is 0"),
+        ({"warm_up": -1}, "warm_up is -1"),
+        ({"model": "leaky", "warm_up": 5}, "leaky's rates stay"),
         ({"held_out": -1}, "held_out is -1"),
         ({"data": "no/such/folder"}, "no data named"),
         ({"model": "dcgan"}, "no model named"),
