@@ -16,7 +16,7 @@ outputs/gan_mnist_<model>/; gif/gan_mnist_<model>.gif shows them one after the o
 cores that have bf16 units.
 
     python gan_mnist.py
-    python gan_mnist.py --model maxout --epochs 150
+    python gan_mnist.py --model maxout --epochs 100
     python gan_mnist.py --data my_pictures/ --name mine
 """
 
