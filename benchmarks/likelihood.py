@@ -55,14 +55,14 @@ def measured(root: str, constants: dict[str, object]) -> list[str]:
     with contextlib.redirect_stdout(sys.stderr):  # stdout is the table's
         gan_mnist.train(config)
     parts = torch.load(Path(root) / "outputs" / "run" / "checkpoint.pt", weights_only=True)["parts"]
-    train, test = (to_unit(data.load("mnist", 28, 1, train=train).images) for train in (True, False))
+    validation = to_unit(data.load("mnist", 28, 1).images[-HELD_OUT:])
+    test = to_unit(data.load("mnist", 28, 1, train=False).images)
     found = []
     for part in ("player", "generator"):
         generator = gan_mnist.make_generator(config)
         generator.load_state_dict(parts[part])
         samples = sampler.images(generator.eval(), sampler.latents(generator, gan_mnist.SAMPLES, seed=0))
-        held_out = parzen(to_unit(samples), train[-HELD_OUT:], train[-HELD_OUT:])
-        nats = parzen(to_unit(samples), train[-HELD_OUT:], test)
+        held_out, nats = (parzen(to_unit(samples), validation, images) for images in (validation, test))
         ones = classes(score.logits("mnist", samples))["shares"][1]
         found += [f"{held_out.mean:.1f}", f"{nats.mean:.1f} ± {nats.error:.1f}", f"{ones:.1%}"]
     return found

@@ -3,7 +3,7 @@
 A torchvision data set with ToTensor in a DataLoader with two workers, fp32, sigmoid and BCELoss, real and fake in separate passes,
 PyTorch's own dropout, unfused Adam, .item() every step. It trains for so many minutes and leaves what score.py needs.
 
-    python benchmarks/plain.py --minutes 11
+    python benchmarks/plain.py --minutes 12
     python score.py models/plain_leaky.safetensors
 """
 
