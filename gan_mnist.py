@@ -7,7 +7,7 @@ Goodfellow et al., "Generative Adversarial Nets", NIPS 2014 (arXiv 1406.2661): t
 until the generator's images can't be told from the data. The constant `model` chooses the players:
 
     maxout     the paper's: a maxout discriminator with dropout, both players moved at once by SGD with momentum; for the paper's
-               likelihood the rates rise above the paper's and G's weights are averaged
+               likelihood their rates rise above the paper's and G's weights are averaged
     batchnorm  the same game, with batch normalisation in the generator
     leaky      what tutorials train: LeakyReLU, dropout, tanh, Adam, the players taking turns
 
@@ -50,13 +50,13 @@ class Config:
     batch_size: int | None = None
     """Images a step (by default 100 as in the paper; leaky: 256)."""
     learning_rate: float | None = None
-    """The discriminator's (by default 0.1 as in the paper; maxout: 0.2; leaky: 0.0002)."""
+    """The discriminator's (by default 0.2, twice the paper's; leaky: 0.0002)."""
     generator_rate: float | None = None
-    """The generator's learning rate, in units of the discriminator's (by default 1 as in the paper; maxout: 2)."""
+    """The generator's learning rate, in units of the discriminator's (by default 2, in the paper 1; leaky: 1)."""
     warm_up: int | None = None
-    """Epochs in which SGD's rates rise from the paper's 0.1 to these, where they are higher (by default 0; maxout: 40)."""
+    """Epochs in which SGD's rates rise from the paper's 0.1 to these, where they are higher (by default maxout: 40; batchnorm: 10)."""
     average: float | None = None
-    """How far back the average of G's weights, the result, reaches: 0 not at all, 1 to the start (by default 0; maxout: 1/3)."""
+    """How far back the average of G's weights, the result, reaches: 0 not at all, 1 to the start (by default 1/3; leaky: 0)."""
     data: str = "mnist"
     """mnist, fashion-mnist, cifar10, or the path of a folder with images; all become 28 x 28 and grey."""
     held_out: int = 10_000
@@ -82,13 +82,13 @@ class Config:
         if self.batch_size is None:
             self.batch_size = 256 if self.model == "leaky" else 100
         if self.learning_rate is None:
-            self.learning_rate = {"maxout": 0.2, "leaky": 0.0002}.get(self.model, PAPER_RATE)
+            self.learning_rate = 0.0002 if self.model == "leaky" else 2 * PAPER_RATE
         if self.generator_rate is None:
-            self.generator_rate = 2.0 if self.model == "maxout" else 1.0
+            self.generator_rate = 1.0 if self.model == "leaky" else 2.0
         if self.warm_up is None:
-            self.warm_up = 40 if self.model == "maxout" else 0
+            self.warm_up = {"maxout": 40, "batchnorm": 10}.get(self.model, 0)
         if self.average is None:
-            self.average = 1 / 3 if self.model == "maxout" else 0.0
+            self.average = 0.0 if self.model == "leaky" else 1 / 3
 
 
 class MaxoutGenerator(nn.Module):

@@ -99,7 +99,7 @@ def main(plain: Plain) -> None:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)
-    of_the_recipe = {"learning_rate": LEARNING_RATE, "generator_rate": 1.0, "average": 0.0, "held_out": 0}
+    of_the_recipe = {"learning_rate": LEARNING_RATE, "generator_rate": 1.0, "warm_up": 0, "average": 0.0, "held_out": 0}
     config = gan_mnist.Config(model=plain.model, seed=plain.seed, name=name, epochs=len(rows), **of_the_recipe)
     command = f"python benchmarks/plain.py --model {plain.model} --minutes {plain.minutes:g}"
     save_generator(Path(plain.root) / "models" / f"{name}.safetensors", generator.eval(), "gan_mnist", config, command=command)

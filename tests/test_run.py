@@ -112,8 +112,8 @@ def test_a_resumed_run_keeps_its_constants(config, tmp_path):
         train(config(resume=True))
     assert not list(tmp_path.iterdir())
     train(config(epochs=1))
-    with pytest.raises(UserError, match="learning_rate was 0.1 .* is 0.2 now"):
-        train(config(resume=True, learning_rate=0.2))
+    with pytest.raises(UserError, match="learning_rate was 0.2 .* is 0.1 now"):
+        train(config(resume=True, learning_rate=0.1))
     train(config(resume=True, name="gan_mnist_batchnorm", keep_every=1))  # the name that it had all along
     (tmp_path / "outputs" / "gan_mnist_batchnorm" / "checkpoint.pt").write_bytes(b"half")
     with pytest.raises(UserError, match=r"checkpoint.pt is damaged"):
