@@ -76,7 +76,7 @@ class Config:
     keep_every: int = 0
     """Keep the generator of every k-th epoch in models/<name>/ (0: only the last)."""
     resume: bool = False
-    """Go on from the last whole epoch of the run of this name."""
+    """Go on where the run of this name stopped."""
 
     def __post_init__(self) -> None:
         if self.batch_size is None:
@@ -329,9 +329,9 @@ def train(config: Config) -> None:
         raise UserError(f"average is {config.average}, expected a number from 0 to 1: give --average another value")
     if config.model == "leaky" and config.warm_up:
         raise UserError(f"warm_up is {config.warm_up}, but leaky's rates stay as they are: leave out --warm-up")
-    if config.model == "batchnorm" and config.batch_size == 1:
-        raise UserError("batch_size is 1, expected at least 2 images to normalise over: give --batch-size another value")
     run = Run(config, "gan_mnist", config.model, BAR)
+    if config.model == "batchnorm" and run.share == 1:
+        raise UserError("batch_size gives a process 1 image, expected at least 2 to normalise over: give --batch-size another value")
     generator, discriminator = run.place(make_generator(config), DISCRIMINATORS[config.model]())
     images, validation = run.load(config.data, size=28, channels=1, held_out=config.held_out)
     rates = config.learning_rate * config.generator_rate, config.learning_rate

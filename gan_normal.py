@@ -75,7 +75,7 @@ class Config:
     device: str = "auto"
     """auto (CUDA, else MPS, else the CPU), cpu, cuda, cuda:1, mps."""
     resume: bool = False
-    """Go on from the last whole epoch of the run of this name."""
+    """Go on where the run of this name stopped."""
 
 
 class Mixture:
@@ -286,7 +286,7 @@ def train(config: Config) -> None:
             run.backward(loss_g, generator)
             run.step(optimizer_g)
             run.log(loss_d=loss_d, loss_g=loss_g)
-            if config.picture_every and run.iteration + 1 in EARLY:
+            if run.writes and config.picture_every and run.iteration + 1 in EARLY:
                 look(True, run.iteration + 1)
         run.log(**look(run.due(config.picture_every)))
     moments = {"mean": (f"{data.mean():z.2f}", data.mean()), "std": (f"{data.std():.2f}", data.std())}

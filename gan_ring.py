@@ -68,7 +68,7 @@ class Config:
     device: str = "auto"
     """auto (CUDA, else MPS, else the CPU), cpu, cuda, cuda:1, mps."""
     resume: bool = False
-    """Go on from the last whole epoch of the run of this name."""
+    """Go on where the run of this name stopped."""
 
 
 def players_net(outputs: int) -> nn.Sequential:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from runs import STARTED, digit_pictures
 
 PROJECT = Path(__file__).parent.parent
 
@@ -19,6 +20,15 @@ def threads():
     torch.set_num_threads(before)
 
 
+@pytest.fixture(autouse=True)
+def no_leftovers():
+    """Runs that a test has started end with it."""
+    yield
+    for run in STARTED:
+        run.process.kill()
+    STARTED.clear()
+
+
 @pytest.fixture(scope="session")
 def digits():
     """The first 300 training images of MNIST, uint8 300 x 1 x 28 x 28."""
@@ -27,11 +37,10 @@ def digits():
 
 
 @pytest.fixture(scope="session")
-def digit_folder(digits, tmp_path_factory):
+def digit_folder(tmp_path_factory):
     """The same as a folder of pictures."""
-    folder = tmp_path_factory.mktemp("digits")
-    for number, image in enumerate(digits):
-        Image.fromarray(image[0].numpy()).save(folder / f"{number:03d}.png")
+    folder = tmp_path_factory.mktemp("digits") / "pictures"
+    digit_pictures(folder)
     return folder
 
 
@@ -64,8 +73,11 @@ def process():
 
     yield start
     for child in started:
-        child.kill()
-        child.communicate()
+        child.terminate()  # torchrun passes that on to its processes
+        try:
+            child.communicate(timeout=30)
+        except subprocess.TimeoutExpired:
+            child.kill()
 
 
 def assert_one_sentence(status, stderr, *words):

@@ -1,8 +1,6 @@
 """The game in one dimension: that it ends at its target, and the measures and pictures that say so."""
 
 import csv
-import os
-import signal
 
 import numpy as np
 import pytest
@@ -12,7 +10,6 @@ from PIL import Image
 from scipy import stats
 
 import gan_normal
-import gan_ring
 import sampler
 from benchmarks import normal
 from gan_normal import TARGETS, Config, Discriminator, Generator, Mixture, distances, slope_penalty, train
@@ -130,28 +127,6 @@ def test_only_the_generators_rate_falls(config, tmp_path):
     last = 1 / (2 * gan_normal.STEPS)  # the share of steps left at the last one
     assert parts["optimizer_g"]["param_groups"][0]["lr"] == pytest.approx(Config.learning_rate_g * last**2)
     assert parts["optimizer_d"]["param_groups"][0]["lr"] == Config.learning_rate_d
-
-
-@pytest.mark.parametrize("module", [gan_normal, gan_ring], ids=lambda module: module.__name__)
-def test_an_interrupted_run_ends_where_a_whole_one_does(tmp_path, monkeypatch, module):
-    constants = {"root": str(tmp_path), "epochs": 3, "batch_size": 64, "device": "cpu"}
-    module.train(module.Config(name="whole", **constants))
-    steps, loss = [], module.generator_loss
-
-    def interrupted(logits):
-        steps.append(logits)
-        if len(steps) == 150:
-            os.kill(os.getpid(), signal.SIGINT)
-        return loss(logits)
-
-    monkeypatch.setattr(module, "generator_loss", interrupted)
-    with pytest.raises(SystemExit, match="130"):
-        module.train(module.Config(name="parts", **constants))
-    module.train(module.Config(name="parts", resume=True, **constants))
-    whole, parts = (read_generator(tmp_path / "models" / f"{name}.safetensors")[2] for name in ("whole", "parts"))
-    assert all(torch.equal(whole[key], parts[key]) for key in whole)
-    whole, parts = ([list(row.values())[:-2] for row in rows(tmp_path, name)] for name in ("whole", "parts"))  # all but times
-    assert whole == parts
 
 
 @pytest.mark.parametrize("other", [stats.gamma(3), stats.beta(0.5, 0.5), stats.norm(1e6, 1)], ids=["gamma", "beta", "far"])

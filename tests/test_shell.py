@@ -1,10 +1,8 @@
 """The scripts as people start them."""
 
 import os
-import signal
 import subprocess
 import sys
-import time
 
 import pytest
 from conftest import PROJECT, assert_one_sentence
@@ -17,29 +15,6 @@ def test_train_then_sample(process, digit_folder, tmp_path):
     sampled = process("sampler.py", "grid", tmp_path / "models/gan_mnist_batchnorm.safetensors", cwd=tmp_path)
     assert sampled.communicate(timeout=120)[0].strip() == "outputs/gan_mnist_batchnorm/grid.png"
     assert (tmp_path / "outputs/gan_mnist_batchnorm/grid.png").exists()
-
-
-def test_ctrl_c_saves_what_there_is_and_the_run_goes_on_later(process, digit_folder, tmp_path):
-    arguments = ["gan_mnist.py", "--data", digit_folder, "--root", tmp_path, "--name", "a"]
-    stopped = process(*arguments, "--epochs", 100_000)
-    metrics = tmp_path / "outputs" / "a" / "metrics.csv"
-    deadline = time.monotonic() + 60
-    while not (metrics.exists() and len(metrics.read_text().splitlines()) > 3):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    stopped.send_signal(signal.SIGINT)
-    out, err = stopped.communicate(timeout=60)
-    assert stopped.returncode == 130, err
-    assert "Traceback" not in err
-    assert "stopped, saved" in out
-    for path in ("models/a.safetensors", "gif/a.gif", "outputs/a/curves.png", "outputs/a/checkpoint.pt"):
-        assert (tmp_path / path).exists()
-    assert not list(tmp_path.rglob(".unfinished-*"))
-    epochs = len(metrics.read_text().splitlines()) - 1
-    resumed = process(*arguments, "--epochs", epochs + 2, "--resume")
-    _, err = resumed.communicate(timeout=120)
-    assert resumed.returncode == 0, err
-    assert len(metrics.read_text().splitlines()) - 1 == epochs + 2
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,14 @@
-"""All of a training run that isn't the game: device, precision, seeds, folders, progress bar, logs, pictures, checkpoints."""
+"""All of a training run that isn't the game: device, precision, seeds, folders, progress bar, logs, pictures, checkpoints, processes."""
 
-import csv
 import dataclasses
+import itertools
 import json
-import math
-import shutil
 import signal
 import sys
 import time
+import zlib
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,35 +16,41 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import nn
-from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
 from utils import data
+from utils.checkpoints import Checkpoints, floats, random_states, set_random_states
 from utils.device import keep_freed_memory, pick_device, pick_precision
-from utils.files import replacing
-from utils.images import captioned, grid, save_curves, save_gif, save_png, to_uint8
+from utils.files import remove_unfinished, write_whole
+from utils.film import Film
+from utils.images import grid, save_curves, save_png, to_uint8
 from utils.known import KNOWN
+from utils.lock import Lock
+from utils.logbook import Logbook, NotFinite
 from utils.models import save_generator
-from utils.shell import UserError, require_positive, require_seed, require_writable
+from utils.parallel import Team, together
+from utils.shell import UserError, printable, require_positive, require_seed, require_writable
 
-SECONDS_BETWEEN_READINGS = 0.5  # of the numbers in the progress bar: each reading waits for the device
-GIF_FRAMES = 50
+SECONDS_BETWEEN_CHECKPOINTS = 600  # within an epoch; after each there is one anyway
+STEPS_BETWEEN_QUESTIONS = 10  # of several processes, whether one of them was asked to stop
+STOPPED_BY = (signal.SIGINT, signal.SIGTERM)
 UNITS = {"images": "img", "samples": "x"}  # what a batch is made of, in metrics.csv and, shorter, in the progress bar
 # Constants that a resumed run may have otherwise.
 FREE_TO_CHANGE = {"epochs", "resume", "name", "root", "device", "keep_every", "picture_every"}
+OF_A_MACHINE = {"name", "root", "device", "data"}  # constants that several processes may have otherwise
 
 
 class Run:
     """One training run, named `config.name` (default: the experiment and its variant). Below the folder `config.root` it leaves
 
         outputs/<name>/             config.json, metrics.csv, curves.png, real.png, epoch_0001.png and so on, tensorboard/,
-                                    and checkpoint.pt, from which `config.resume` goes on
+                                    and checkpoint.pt and the one before it, from which `config.resume` goes on
         gif/<name>.gif              the epochs' pictures
         models/<name>.safetensors   the generator; models/<name>/ has those of every `config.keep_every`-th epoch
 
     config: a dataclass with at least the fields name, root, seed, device, epochs, batch_size and resume; without the field precision
     it is fp32, without keep_every 0.
     shown: which of the logged numbers the progress bar shows, and how ("loss {:.2f}"); it has to fit into 80 columns.
+    torchrun may start several processes of a run: each takes its share of every batch, and the first of them writes.
     Raises UserError for constants that make no sense, a device that isn't there, a root that can't be written to.
     """
 
@@ -54,40 +60,52 @@ class Run:
         self.keep_every = getattr(config, "keep_every", 0)
         if self.keep_every < 0:
             raise UserError(f"keep_every is {self.keep_every}, expected 0 (none) or a number of epochs: give --keep-every another value")
-        self.config, self.experiment, self.shown = config, experiment, shown
+        self.config, self.experiment = config, experiment
         self.name = config.name or "_".join(filter(None, [experiment, variant]))
         if Path(self.name).name != self.name or self.name == "..":
             raise UserError(f"the name '{self.name}' has a folder in it, expected a plain name: give the folder with --root")
         root = Path(config.root)
         self.outputs = root / "outputs" / self.name
-        self.gif = root / "gif" / f"{self.name}.gif"
         self.weights = root / "models" / f"{self.name}.safetensors"
         self.kept = root / "models" / self.name
-        self.checkpoint = self.outputs / "checkpoint.pt"
-        require_writable(self.outputs, self.gif.parent, self.kept)
+        self.checkpoints = Checkpoints(self.outputs / "checkpoint.pt")
+        self.lock = Lock(self.outputs)
+        self.film = Film(self.outputs, root / "gif" / f"{self.name}.gif")
+        self.team = Team()
+        self.share = self.team.share(config.batch_size)
+        self.writes = self.team.rank == 0
+        if self.writes:
+            require_writable(self.outputs, self.film.gif.parent, self.kept)
 
         keep_freed_memory()
-        self.device = pick_device(config.device)
+        self.logbook = Logbook(self.outputs, shown, config.epochs, self.writes)
+        self.device = pick_device(self.team.device(config.device))
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)  # of several cards, the one that is asked about its precision too
-        self.precision, self.reason = pick_precision(getattr(config, "precision", "fp32"), self.device)
+        self.team.join(self.device)
+        shared = {field: value for field, value in dataclasses.asdict(config).items() if field not in OF_A_MACHINE}
+        self.team.agree("constants", shared)
+        self.precision, self.reason = self.team.told(pick_precision(getattr(config, "precision", "fp32"), self.device))
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         torch.manual_seed(config.seed)  # weights, noise, dropout
         self.order = torch.Generator().manual_seed(config.seed)  # the data's
+        self.order_of_epoch = self.order.get_state()  # before it shuffled them
 
         self.real: Image.Image | None = None  # real.png: load() makes it of images, other experiments set it
         self.parts: dict[str, Any] = {}
-        self.rows: list[dict[str, float]] = []
-        self.first_epoch, self.stopping, self.whole = 1, False, False
-        self.iteration = 0  # of the whole run, counted from 0
         self.winner: dict[str, Any] | None = None  # what best() found
-        self.bar: tqdm | None = None
+        self.iteration = 0  # of the whole run, counted from 0
+        self.done, self.seconds = 0, 0.0  # of this epoch, the steps and what they took
+        self.whole = False  # whether its last step is done
+        self.stopping = 0  # the number of the signal that asks for it
 
     def load(self, source: str, size: int, channels: int, held_out: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
         """The training images, and those held out of a known set, its last `held_out`; both uint8 N x C x H x W on the device."""
         if held_out < 0:
             raise UserError(f"held_out is {held_out}, expected 0 or a number of images: give --held-out another value")
-        images = data.load(source, size, channels).images
+        with self.team.in_turn():
+            images = data.load(source, size, channels).images
+        self.team.agree("images", (len(images), zlib.crc32(images.contiguous().numpy())))
         trained = len(images) - held_out if source in KNOWN else len(images)
         if trained <= 0:
             raise UserError(f"held_out is {held_out}, but {source} has {len(images)} images: give a smaller --held-out")
@@ -99,17 +117,25 @@ class Run:
         return images, rest
 
     def place(self, *modules: nn.Module) -> list[nn.Module]:
-        """The modules on the run's device."""
-        return [module.to(self.device) for module in modules]
+        """The modules on the run's device; of several processes the same in each, with gradients averaged over them."""
+        return [self.team.place(module.to(self.device)) for module in modules]
 
     def track(self, **parts: Any) -> None:
         """Names what a checkpoint holds beside the run itself: anything with a state_dict, the generator as `generator`.
 
-        With `config.resume`, they are filled from the checkpoint.
+        With `config.resume`, they are filled from the checkpoint. Raises UserError where there is none, where it was made with other
+        constants, and where another process trains under this name.
         """
         self.parts = parts
+        if self.writes:
+            if self.config.resume and not self.checkpoints.exist():
+                path = self.checkpoints.path
+                raise UserError(f"nothing to resume, there is no {path}: leave out --resume, or give the run's --name and --root")
+            self.lock.take(f"trains {self.name}")
         if self.config.resume:
             self._resume()
+        if self.team.rank:  # each process has its own noise
+            torch.manual_seed(int(np.random.SeedSequence([self.config.seed, self.team.rank, self.iteration]).generate_state(1)[0]))
 
     def autocast(self) -> torch.autocast:
         """The context for forward passes, in the run's precision."""
@@ -118,7 +144,8 @@ class Run:
 
     def backward(self, loss: torch.Tensor, player: nn.Module, retain_graph: bool = False) -> None:
         """The gradient of a player's loss, for that player's weights alone; scaled under fp16, which would lose small ones."""
-        self.scaler.scale(loss).backward(inputs=list(player.parameters()), retain_graph=retain_graph)
+        with together():
+            self.scaler.scale(loss).backward(inputs=list(player.parameters()), retain_graph=retain_graph)
 
     def step(self, *optimizers: torch.optim.Optimizer) -> None:
         """Moves the weights along the gradients found since the last step, and forgets these."""
@@ -128,73 +155,82 @@ class Run:
         self.scaler.update()
 
     def epochs(self) -> Iterator[int]:
-        """The numbers of the epochs to go, from 1, or from where a resumed run stopped; ends early on Ctrl-C."""
+        """The numbers of the epochs to go, from 1, or from where a resumed run stopped; ends early on Ctrl-C and on SIGTERM."""
         self._start()
-        for self.epoch in range(self.first_epoch, self.config.epochs + 1):
-            self.sums, self.whole = {}, False
+        for self.epoch in range(len(self.logbook.rows) + 1, self.config.epochs + 1):
+            self.whole = False
             yield self.epoch
             if self.whole:
                 self._end_epoch()
-            if self.stopping:
+            if self._asked_to_stop():
                 break
 
     def batches(self, images: torch.Tensor, low: float = 0.0, high: float = 1.0) -> Iterator[torch.Tensor]:
         """One epoch of shuffled batches, float32 in [low, high] on the device."""
         size = self.config.batch_size
+        self.order_of_epoch = self.order.get_state()
         return self.steps(data.batches(images, size, self.order, low, high), len(images) // size)
 
     def steps(self, batches: Iterable[torch.Tensor], count: int, unit: str = "images") -> Iterator[torch.Tensor]:
-        """One epoch of `count` batches, each of `config.batch_size`, from anywhere; unit: what they are of, a key of UNITS."""
+        """One epoch of `count` batches, each of `config.batch_size`, from anywhere; unit: what they are of, a key of UNITS.
+
+        A resumed epoch goes on where it was broken off; of several processes, each gets its share of every batch.
+        """
         size, self.count, self.unit = self.config.batch_size, count, unit
-        if self.bar is None:
-            epoch = count * size
-            print(f"{epoch:,} {unit} an epoch, on {self.device} in {self.precision} ({self.reason}); pictures in {self.outputs}/")
-            self.bar = tqdm(
-                total=self.config.epochs * epoch,
-                initial=(self.epoch - 1) * epoch,
-                unit=f" {UNITS[unit]}",
-                unit_scale=True,
-                dynamic_ncols=True,
-                bar_format="{desc}{bar} {rate_fmt} {remaining}",  # {bar} takes what the others leave of the line
-            )
-        begun = self.read = time.perf_counter()
-        for self.iteration, batch in enumerate(batches, (self.epoch - 1) * count):
-            yield batch
-            self.bar.update(size)
-            if self.stopping:
+        if self.logbook.bar is None:
+            self._open_bar(count * size, unit)
+        begun = saved = time.perf_counter()
+        for step, batch in enumerate(itertools.islice(batches, self.done, None), self.done):
+            self.iteration = (self.epoch - 1) * count + step
+            yield batch[self.team.rank :: self.team.size]
+            self.done = step + 1
+            self.logbook.bar.update(size)
+            if self.team.size > 1 and self.done % STEPS_BETWEEN_QUESTIONS:
+                continue
+            now = time.perf_counter()
+            stop, due = self._asked_to_stop(), self.team.largest(int(now - saved > SECONDS_BETWEEN_CHECKPOINTS), self.device)
+            if stop or due:
+                self.seconds += now - begun
+                begun = saved = now
+                self._average_sums()
+                self._save_checkpoint()
+            if stop:
                 return
-        self._read()
-        self.seconds = time.perf_counter() - begun
+        self._average_sums()
+        self.seconds += time.perf_counter() - begun
         self.whole = True
+
+    def _average_sums(self) -> None:
+        """Makes the epoch's numbers those of all processes."""
+        self.logbook.sums = {names: (self.team.mean(total), number) for names, (total, number) in self.logbook.sums.items()}
 
     def log(self, **values: torch.Tensor | float) -> None:
         """Adds numbers (scalars) to the epoch's means: those of each step, or once, after the steps, those of the epoch.
 
         Tensors stay on the device: nothing waits for them here.
         """
-        total, count = self.sums.get(tuple(values), (0.0, 0))
-        step = torch.stack([torch.as_tensor(value, dtype=torch.float32, device=self.device).detach() for value in values.values()])
-        self.sums[tuple(values)] = total + step, count + 1
-        if time.perf_counter() - self.read > SECONDS_BETWEEN_READINGS:
-            self._read()
+        numbers = torch.stack([torch.as_tensor(value, dtype=torch.float32, device=self.device).detach() for value in values.values()])
+        with self._finite():
+            self.logbook.add(self.iteration, self.epoch, tuple(values), numbers)
 
     @torch.no_grad()
     def picture(self, generator: nn.Module, z: torch.Tensor) -> None:
         """Adds what the generator makes of `z` after this epoch, as a grid; `generator.pixels` is the range of its output."""
-        self.frame(grid(to_uint8(generator.eval()(z), *generator.pixels)))
-        generator.train()
+        if self.writes:
+            self.frame(grid(to_uint8(generator.eval()(z), *generator.pixels)))
+            generator.train()
 
     def frame(self, picture: Image.Image, step: int | None = None) -> None:
         """Adds any picture of the state after this epoch (not of one cut short), or after a `step` within it."""
-        if step is not None:
-            save_png(picture, self.outputs / f"epoch_{self.epoch - 1:04d}_{step:04d}.png")
-        elif self.whole:
-            save_png(picture, self.outputs / f"epoch_{self.epoch:04d}.png")
-            self._to_tensorboard("fake", picture, self.epoch)
+        if not self.writes or not (self.whole or step):
+            return
+        self.film.add(picture, self.epoch, step)
+        if step is None:
+            self.logbook.picture("fake", picture, self.epoch)
 
     def due(self, every: int) -> bool:
-        """Whether this is an `every`-th epoch (0: none is) or the last one, and not cut short."""
-        return every > 0 and self.whole and (self.epoch % every == 0 or self.epoch == self.config.epochs)
+        """Whether this is an `every`-th epoch (0: none is) or the last one, and not cut short; of several processes, for the first."""
+        return self.writes and every > 0 and self.whole and (self.epoch % every == 0 or self.epoch == self.config.epochs)
 
     def best(self, generator: nn.Module, **score: float) -> None:
         """Logs a number of this epoch, higher is better; the run's result is the generator for which it is highest."""
@@ -212,135 +248,186 @@ class Run:
         reference: dict[str, tuple[str, float]] | None = None,
         captions: bool = True,
     ) -> None:
-        """Writes the result: the generator, or the best one if best() was asked, the GIF, the curves. After Ctrl-C the process ends here,
-        with status 130.
+        """Writes the result: the generator, or the best one if best() was asked, the GIF, the curves. After Ctrl-C or SIGTERM the
+        process ends here, with status 130 or 143.
 
         curves: as save_curves in utils/images.py takes them; theory, reference: what to hold a column against, its name and value, at
         the optimum and for the data; captions: whether the GIF's frames need the epoch above them.
         """
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # saving takes a moment, and nothing would make it good
-        self.bar.close()
-        self.board.close()
-        facts = self.rows[-1] if self.rows and self.whole else {}  # an epoch cut short has no means
+        for number in STOPPED_BY:
+            signal.signal(number, signal.SIG_IGN)  # saving takes a moment, and nothing would make it good
+        self.logbook.close_bar()
+        if self.writes:
+            self.checkpoints.wait()
+            if not self.checkpoints.exist():  # somebody moved the folder away
+                self._save_checkpoint()
+                self.checkpoints.wait()
+            saved = self._save_result(generator, curves, theory, reference or {}, captions)
+            print("stopped, saved:" if self.stopping else "saved:", *saved)
+            self.lock.release()
+        self.team.leave()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if self.stopping:
+            sys.exit(128 + self.stopping)
+
+    def _save_result(
+        self,
+        generator: nn.Module,
+        curves: dict[str, dict[str, str]],
+        theory: dict[str, tuple[str, float]],
+        reference: dict[str, tuple[str, float]],
+        captions: bool,
+    ) -> list[Path]:
+        """What finish() writes; its paths."""
+        facts = self.logbook.rows[-1] if self.whole else {}  # an epoch cut short has no means
         if self.winner is not None:
             generator.load_state_dict(self.winner["weights"])
             facts = self.winner["facts"]
             print("the result is the best generator:", ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in facts.items()))
         save_generator(self.weights, generator, self.experiment, self.config, iteration=self.iteration + 1, **facts)
-        saved = [self.weights]
-        if self.rows:
-            marks = {column: (f"in theory, at the optimum: {name}", value) for column, (name, value) in theory.items()}
-            save_curves(self.outputs / "metrics.csv", curves, marks | (reference or {}), self.outputs / "curves.png")
-            self._save_gif(captions)
-            saved += [self.gif, self.outputs] if self.gif.exists() else [self.outputs]
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        print("stopped, saved:" if self.stopping else "saved:", *saved)
-        if self.stopping:
-            sys.exit(130)
+        if not self.logbook.rows:
+            return [self.weights]
+        marks = {column: (f"in theory, at the optimum: {name}", value) for column, (name, value) in theory.items()}
+        self._write_known()
+        save_curves(self.logbook.path, curves, marks | reference, self.outputs / "curves.png")
+        self.film.save(captions)
+        return [self.weights, *([self.film.gif] if self.film.frames else []), self.outputs]
 
     def _start(self) -> None:
         """Makes the folders; an earlier run's of this name are emptied, unless this one resumes it. Its GIF and its weights
         stay until this run has its own."""
-        with replacing(self.outputs / "config.json") as part:  # the first thing written: here an unwritable place shows
-            part.write_text(json.dumps(dataclasses.asdict(self.config), indent=2) + "\n")
+        for number in STOPPED_BY:
+            signal.signal(number, self._stop)
+        if not self.writes:
+            return
         if not self.config.resume:
-            shutil.rmtree(self.outputs / "tensorboard", ignore_errors=True)
-            written = [self.outputs / "metrics.csv", self.outputs / "curves.png", self.checkpoint]
-            for old in [*written, *self.outputs.glob("epoch_*.png"), *self.kept.glob("epoch_*.safetensors")]:
+            self.checkpoints.remove()
+            for old in [self.outputs / "metrics.csv", self.outputs / "curves.png", *self.kept.glob("epoch_*.safetensors")]:
                 old.unlink(missing_ok=True)
-        self.board = SummaryWriter(self.outputs / "tensorboard")
+        for path in (self.outputs / "*", self.kept / "*", self.weights, self.film.gif):
+            remove_unfinished(path)
+        self._write_known()
+        self.logbook.write_tensorboard(self.real, self.film.of_epochs())
+
+    def _write_known(self) -> None:
+        """The files whose content is known at any time; at a run's end once more, since somebody may have moved the folder away."""
+        write_whole(self.outputs / "config.json", (json.dumps(dataclasses.asdict(self.config), indent=2) + "\n").encode())
         save_png(self.real, self.outputs / "real.png")
-        self._to_tensorboard("real", self.real, 0)
-        signal.signal(signal.SIGINT, self._stop)
+        self.film.restore()
+        if self.logbook.rows:
+            self.logbook.write_table()
 
-    def _stop(self, *_: Any) -> None:
-        """The first Ctrl-C ends the run after this step; a second one ends the process at once."""
-        self.stopping = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    def _stop(self, number: int, _: Any) -> None:
+        """The first Ctrl-C or SIGTERM ends the run after this step; a second one ends the process at once, unless torchrun started
+        it, which passes on to its processes what they have had from the terminal already."""
+        self.stopping = number
+        if not self.team.launched:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
-    def _read(self) -> None:
-        """Brings the epoch's means so far from the device into the progress bar."""
-        self.means = {}
-        for names, (total, count) in self.sums.items():
-            self.means |= zip(names, (total / count).tolist(), strict=True)
-        for name, value in self.means.items():
-            if not math.isfinite(value):
-                self.bar.close()
-                raise UserError(f"{name} is {value} in epoch {self.epoch}: give constants that let the players move less")
-        known = (self.rows[-1] if self.rows else {}) | self.means  # what is measured once an epoch stands there until the next time
-        numbers = " ".join(form.format(known[name]) for name, form in self.shown.items() if name in known).replace(" 0.", " .")
-        self.bar.set_description_str(f"{self.epoch}/{self.config.epochs} {numbers} ", refresh=False)
-        self.read = time.perf_counter()
+    def _asked_to_stop(self) -> bool:
+        """Whether this process was, or any other of its team, which all have to ask this at once."""
+        self.stopping = self.team.largest(self.stopping, self.device)
+        return self.stopping > 0
+
+    def _open_bar(self, epoch: int, unit: str) -> None:
+        """epoch: how many of the unit it has."""
+        if self.writes:
+            each = f", shared by {self.team.size} processes" if self.team.size > 1 else ""
+            print(f"{epoch:,} {unit} an epoch{each}, on {self.device} in {self.precision} ({self.reason}); pictures in {self.outputs}/")
+        done = (self.epoch - 1) * epoch + self.done * self.config.batch_size
+        self.logbook.open_bar(done, self.config.epochs * epoch, UNITS[unit])
+
+    @contextmanager
+    def _finite(self) -> Iterator[None]:
+        """Adds to the sentence about a number that isn't what is left of the run."""
+        try:
+            yield
+        except NotFinite as error:
+            self.checkpoints.wait()
+            kept = f"; {self.checkpoints.path} is from before" if self.checkpoints.exist() else ""
+            raise UserError(f"{error}{kept}: give constants that let the players move less") from None
 
     def _end_epoch(self) -> None:
-        self._read()
+        """Writes what an epoch leaves."""
         rate = round(self.count * self.config.batch_size / self.seconds, 1)
-        self.rows.append({"epoch": self.epoch, **self.means, "seconds": round(self.seconds, 3), f"{self.unit}_per_second": rate})
-        with replacing(self.outputs / "metrics.csv") as part, open(part, "w", newline="") as file:
-            writer = csv.DictWriter(file, list(dict.fromkeys(name for row in self.rows for name in row)))
-            writer.writeheader()
-            writer.writerows(self.rows)
-        for name, value in self.means.items():
-            self.board.add_scalar(name, value, self.epoch)
+        with self._finite():
+            self.logbook.end_epoch(self.epoch, **{"seconds": round(self.seconds, 3), f"{self.unit}_per_second": rate})
+        self.done, self.seconds = 0, 0.0
+        if not self.writes:
+            return
         if self.keep_every and self.epoch % self.keep_every == 0:
             path = self.kept / f"epoch_{self.epoch:04d}.safetensors"
-            save_generator(path, self.parts["generator"], self.experiment, self.config, **self.rows[-1])
+            save_generator(path, self.parts["generator"], self.experiment, self.config, **self.logbook.rows[-1])
         self._save_checkpoint()
 
-    def _to_tensorboard(self, tag: str, picture: Image.Image, epoch: int) -> None:
-        pixels = np.asarray(picture)
-        self.board.add_image(tag, pixels, epoch, dataformats="HWC" if pixels.ndim == 3 else "HW")
-
-    def _save_gif(self, captions: bool) -> None:
-        """The pictures as frames: every early one, where most happens, then fewer and fewer. Without pictures there is no GIF."""
-        pictures = sorted(self.outputs.glob("epoch_*.png"))
-        if not pictures:
-            self.gif.unlink(missing_ok=True)  # an earlier run's would pass for this one's
-            return
-        shown = np.arange(len(pictures)) + 1
-        if len(pictures) > GIF_FRAMES:
-            shown = np.unique(np.geomspace(1, len(pictures), GIF_FRAMES).round().astype(int))
-        frames = [Image.open(pictures[number - 1]) for number in shown]
-        if captions:
-            epochs = [int(pictures[number - 1].stem.removeprefix("epoch_")) for number in shown]
-            frames = [captioned(frame, f"epoch {epoch}") for frame, epoch in zip(frames, epochs, strict=True)]
-        save_gif(frames, self.gif, hold=2)
-
     def _save_checkpoint(self) -> None:
+        """All that decides the future; the bytes of pictures as tensors, because these are read without running anything."""
+        parts = {name: part.state_dict() for name, part in self.parts.items()}
+        with self._finite():
+            self.logbook.read(self.epoch)
+            if not all(values.isfinite().all() for values in floats(parts)):
+                raise NotFinite(f"a weight or its optimizer's state is no longer finite after iteration {self.iteration + 1:,}")
+        if not self.writes:
+            return
         state = {
             "config": dataclasses.asdict(self.config),
-            "rows": self.rows,
+            "rows": self.logbook.rows,
+            "frames": {name: torch.frombuffer(bytearray(png), dtype=torch.uint8) for name, png in self.film.frames.items()},
             "winner": self.winner,
-            "parts": {name: part.state_dict() for name, part in self.parts.items()},
+            "parts": parts,
             "scaler": self.scaler.state_dict(),
-            "order": self.order.get_state(),
-            "random": torch.get_rng_state(),
+            "iteration": self.iteration,
+            "epoch": {"done": self.done, "seconds": self.seconds, "sums": self.logbook.sums},
+            "order": self.order.get_state() if self.whole else self.order_of_epoch,
+            "random": random_states(self.device),
         }
-        if self.device.type != "cpu":
-            state["random_device"] = torch.get_device_module(self.device).get_rng_state()
-        with replacing(self.checkpoint) as part:
-            torch.save(state, part)
+        self.checkpoints.save(state)
 
     def _resume(self) -> None:
-        """Takes up the last whole epoch of the run of this name."""
-        if not self.checkpoint.exists():
-            raise UserError(f"nothing to resume, there is no {self.checkpoint}: leave out --resume, or give the run's --name and --root")
+        """Goes on from the newest whole checkpoint of this name."""
+        state, said = self.team.told(self.checkpoints.load() if self.writes else None)
         try:
-            state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
-        except Exception as error:  # what torch raises for a damaged file depends on where the damage is
-            raise UserError(f"{self.checkpoint} is damaged, expected a run's checkpoint: start anew, without --resume") from error
+            self._take(state)
+        except UserError:
+            raise
+        except Exception as error:  # what a stranger's file may lack, and where it shows, has no end
+            path = self.checkpoints.path
+            raise UserError(f"{path} is no checkpoint of {self.experiment} ({error!r:.100}): start anew, without --resume") from error
+        if self.writes:
+            steps = f" and {self.done} steps" if self.done else ""
+            print(f"{printable(said)}goes on after {len(self.logbook.rows)} epochs{steps} of {self.name}")
+
+    def _take(self, state: dict[str, Any]) -> None:
+        """What _save_checkpoint has put together; UserError where that was done with other constants."""
         for field, value in dataclasses.asdict(self.config).items():
             if field not in FREE_TO_CHANGE and value != state["config"].get(field):
                 raise UserError(f"{field} was {state['config'].get(field)} in the run to resume and is {value} now: give it the old value")
+        if len(state["rows"]) + bool(state["epoch"]["done"]) > self.config.epochs:
+            raise UserError(f"the run to resume has {len(state['rows'])} epochs already: give more --epochs")
+        rows, winner = state["rows"], state["winner"]
+        facts = [*rows, winner["facts"]] if winner else rows
+        if [row["epoch"] for row in rows] != list(range(1, len(rows) + 1)) or not all(
+            isinstance(value, int | float) for fact in facts for value in fact.values()
+        ):
+            raise ValueError("in it are other metrics than a run's")
         for name, part in self.parts.items():
             part.load_state_dict(state["parts"][name])
+        if winner and shapes(winner["weights"]) != shapes(self.parts["generator"].state_dict()):
+            raise ValueError("in it the best generator has another shape")
         if self.scaler.is_enabled() and state["scaler"]:  # a device of another precision has none, or starts its own
             self.scaler.load_state_dict(state["scaler"])
-        self.order.set_state(state["order"].cpu())
-        torch.set_rng_state(state["random"].cpu())
-        if "random_device" in state and self.device.type != "cpu":
-            torch.get_device_module(self.device).set_rng_state(state["random_device"].cpu())
-        self.rows, self.winner = state["rows"], state.get("winner")
-        self.first_epoch = len(self.rows) + 1
-        if self.first_epoch > self.config.epochs:
-            raise UserError(f"the run to resume has {len(self.rows)} epochs already: give more --epochs")
+        self.order.set_state(state["order"])
+        self.order_of_epoch = state["order"]
+        set_random_states(state["random"], self.device)
+        self.logbook.rows, self.winner, self.iteration = rows, winner, state["iteration"]
+        self.film.take({name: png.numpy().tobytes() for name, png in state["frames"].items()})
+        self.done, self.seconds = state["epoch"]["done"], state["epoch"]["seconds"]
+        self.logbook.sums = {names: (total.to(self.device), count) for names, (total, count) in state["epoch"]["sums"].items()}
+        self.whole = not self.done
+
+
+def shapes(weights: dict[str, torch.Tensor]) -> dict[str, torch.Size]:
+    """Of a network's weights, by their names."""
+    return {name: weight.shape for name, weight in weights.items()}

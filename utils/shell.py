@@ -5,16 +5,29 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from tqdm import tqdm
+
+BARS: list[tqdm] = []  # progress bars that may have begun a line, which a sentence mustn't be put behind
 
 class UserError(Exception):
     """What the user asked for can't be done: one sentence that says what was wrong, what was expected, what to do."""
 
+    def __str__(self) -> str:
+        return printable(super().__str__())
+
+
+def printable(text: str) -> str:
+    """A text with whatever a file or its name may have put into it to trick a terminal written out."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+
 
 def command_line(command: Callable[[], object]) -> None:
-    """Runs a script's command; a UserError ends it with its sentence on stderr and status 2."""
+    """Runs a script's command; a UserError, or a file that can't be written or read, ends it with a sentence on stderr and status 2."""
     try:
         command()
-    except UserError as error:
+    except (UserError, OSError) as error:
+        for bar in BARS:
+            bar.close()
         print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

@@ -1,0 +1,172 @@
+"""Real runs of every experiment, short, in processes of their own: what is to be done to all of them is done to this list."""
+
+import contextlib
+import csv
+import hashlib
+import json
+import multiprocessing
+import os
+import random
+import re
+import runpy
+import socket
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import torch
+from PIL import Image
+from safetensors import safe_open
+
+PROJECT = Path(__file__).parent.parent
+EPOCHS = 4
+DIGITS = "DIGITS"  # stands for a folder of pictures
+RUNS = {  # each of a second or two, and so with several steps between any two moments that a test may pick
+    "gan_mnist maxout": ["gan_mnist.py", "--model", "maxout", "--data", DIGITS, "--batch-size", "10"],
+    "gan_mnist batchnorm": ["gan_mnist.py", "--model", "batchnorm", "--data", DIGITS, "--batch-size", "10", "--average", "0"],
+    "gan_mnist leaky": ["gan_mnist.py", "--model", "leaky", "--data", DIGITS, "--batch-size", "10"],
+    "gan_normal": ["gan_normal.py", "--batch-size", "64", "--picture-every", "2"],
+    "gan_ring": ["gan_ring.py", "--batch-size", "64"],
+}
+# Forked from a process that has imported everything, a run starts at once.
+context = multiprocessing.get_context("forkserver")
+context.set_forkserver_preload([*{script.removesuffix(".py") for script, *_ in RUNS.values()}, "matplotlib.figure", "torch._dynamo"])
+
+
+def digit_pictures(folder: Path) -> None:
+    """Fills a folder with the first 300 training images of MNIST, from digits.png: PNGs of 28 x 28 pixels."""
+    folder.mkdir()
+    with Image.open(Path(__file__).parent / "digits.png") as sprite:
+        for number in range(300):
+            left, top = number % 20 * 28, number // 20 * 28
+            sprite.crop((left, top, left + 28, top + 28)).save(folder / f"{number:03d}.png")
+
+
+def command(name: str, root: Path, data: Path, *more: str) -> list[str]:
+    """A run's script and arguments: below `root`, under the name "run"."""
+    start = [str(data) if argument == DIGITS else argument for argument in RUNS[name]]
+    return [*start, "--name", "run", "--root", str(root), "--device", "cpu", "--epochs", str(EPOCHS), *more]
+
+
+def free_port() -> int:
+    """One of this machine's loopback that nobody listens at."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+STARTED: list["Started"] = []  # tests that fail leave some running; conftest.py ends them
+
+
+class Started:
+    """A run in a process of its own, below `root`, under the name "run"; before: what that process calls first.
+
+    team: of a run of several processes, the number of this one, how many there are, and the port at which they meet.
+    """
+
+    def __init__(
+        self, name: str, root: Path, data: Path, *more: str, before: object = None, team: tuple[int, int, int] = (0, 1, 0)
+    ) -> None:
+        script, *arguments = command(name, root, data, *more)
+        self.root, self.said = root, [root.parent / f"{root.name}_{team[0]}.{stream}" for stream in ("out", "err")]
+        self.process = context.Process(target=_in_child, args=(script, arguments, self.said, before, team))
+        self.process.start()
+        self.pid = self.process.pid
+        STARTED.append(self)
+
+    def signal(self, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):  # it has ended
+            os.kill(self.pid, number)
+
+    def end(self, status: int | None = None, seconds: float = 60) -> None:
+        """Waits for its end, which must be with this status, as a shell has it."""
+        self.process.join(seconds)
+        found = self.process.exitcode
+        assert found is not None, f"still running after {seconds} s: {self.errors}"
+        assert status in (None, found if found >= 0 else 128 - found), self.errors
+
+    def wait_for(self, file: str, seconds: float = 60) -> None:
+        """Until there is a file of this name in its outputs."""
+        until = time.monotonic() + seconds
+        while not (self.root / "outputs" / "run" / file).exists():
+            assert time.monotonic() < until, self.errors
+            assert self.process.is_alive(), self.errors
+            time.sleep(0.002)
+
+    def wait_for_writing(self, chance: random.Random) -> None:
+        """Until it writes a checkpoint, one of its first few; or until it ends."""
+        for _ in range(chance.randint(1, 4)):
+            while self.process.is_alive() and not list(self.root.glob("outputs/run/.unfinished-*/checkpoint.pt")):
+                pass
+            time.sleep(chance.uniform(0, 0.05))
+
+    @property
+    def output(self) -> str:
+        return self.said[0].read_text()
+
+    @property
+    def errors(self) -> str:
+        """What it said on stderr, but for the progress bar."""
+        lines = self.said[1].read_text().splitlines()  # \r, by which the bar starts anew, ends a line too
+        return "\n".join(line for line in lines if line.strip() and not re.search(r"/s [\d?:]* *$", line))
+
+
+def save_often() -> None:
+    """Makes a run's checkpoints within an epoch come after a quarter of a second, not after ten minutes."""
+    import utils.run
+
+    utils.run.SECONDS_BETWEEN_CHECKPOINTS = 0.25
+
+
+def _in_child(script: str, arguments: list[str], said: list[Path], before: object, team: tuple[int, int, int]) -> None:
+    for path, stream in zip(said, (sys.stdout, sys.stderr), strict=True):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream.fileno())
+    if team[1] > 1:
+        join(*team)
+    if before is not None:
+        before()
+    sys.argv = [script, *arguments]
+    runpy.run_path(str(PROJECT / script), run_name="__main__")
+
+
+def join(rank: int, size: int, port: int) -> None:
+    """Makes this process one of several, as torchrun does."""
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+
+
+def result(root: Path) -> dict[str, object]:
+    """All that a finished run leaves, but for times: its weights, metrics and pictures."""
+    outputs = root / "outputs" / "run"
+    with open(outputs / "metrics.csv", newline="") as file:
+        rows = [{name: value for name, value in row.items() if "second" not in name} for row in csv.DictReader(file)]
+    with safe_open(root / "models" / "run.safetensors", "pt") as file:
+        weights = {name: file.get_tensor(name).numpy().tobytes() for name in file.keys()}  # noqa: SIM118
+    pictures = [*outputs.glob("epoch_*.png"), outputs / "real.png", root / "gif" / "run.gif"]
+    return {"rows": rows, "weights": weights} | {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in pictures}
+
+
+def assert_all_whole(root: Path) -> None:
+    """Whatever bears a final name can be read to its end."""
+    for path in root.rglob("*"):
+        if not path.is_file() or any(part.startswith(".") or part == "tensorboard" for part in path.parts):
+            continue
+        if path.suffix in (".png", ".gif"):
+            with Image.open(path) as picture:
+                for frame in range(getattr(picture, "n_frames", 1)):
+                    picture.seek(frame)
+                    picture.load()
+        elif path.suffix == ".safetensors":
+            with safe_open(path, "pt") as file:
+                assert [file.get_tensor(name) for name in file.keys()]  # noqa: SIM118
+        elif path.suffix == ".csv":
+            with open(path, newline="") as file:
+                assert all(None not in row.values() for row in csv.DictReader(file))
+        elif path.suffix == ".pt":
+            with zipfile.ZipFile(path) as file:
+                assert file.testzip() is None
+            torch.load(path, weights_only=True)
+        else:
+            assert path.suffix == ".json", path
+            json.loads(path.read_text())

@@ -1,0 +1,62 @@
+"""Of the two checkpoints one is whole, whatever happens."""
+
+import pytest
+import torch
+
+from utils.checkpoints import Checkpoints
+from utils.shell import UserError
+
+
+def saved(checkpoints, *values):
+    for value in values:
+        checkpoints.save({"weight": torch.full((1000,), float(value))})
+    checkpoints.wait()
+
+
+def value(checkpoints):
+    return checkpoints.load()[0]["weight"][0].item()
+
+
+def damage(path):
+    """Changes a byte of a tensor, which torch.load doesn't notice."""
+    content = bytearray(path.read_bytes())
+    content[content.index(torch.full((1000,), torch.load(path)["weight"][0].item()).numpy().tobytes()) + 2000] ^= 1
+    path.write_bytes(content)
+    torch.load(path)
+
+
+def test_the_newest_is_read_and_the_one_before_kept(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "a" / "checkpoint.pt")
+    assert not checkpoints.exist()
+    saved(checkpoints, 1, 2, 3)
+    assert value(checkpoints) == 3
+    checkpoints.path.unlink()
+    assert value(checkpoints) == 2
+
+
+def test_a_changed_byte_is_noticed_and_the_one_before_read(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "checkpoint.pt")
+    saved(checkpoints, 1, 2)
+    damage(checkpoints.path)
+    state, said = checkpoints.load()
+    assert state["weight"][0] == 1
+    assert "checkpoint.pt is damaged" in said
+
+
+def test_a_damaged_one_never_takes_the_place_of_a_whole_one(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "checkpoint.pt")
+    saved(checkpoints, 1, 2)
+    damage(checkpoints.path)
+    assert value(checkpoints) == 1
+    saved(checkpoints, 3)
+    damage(checkpoints.path)
+    assert value(checkpoints) == 1
+
+
+def test_without_a_whole_one_both_are_named(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "checkpoint.pt")
+    saved(checkpoints, 1, 2)
+    damage(checkpoints.path)
+    damage(checkpoints.before)
+    with pytest.raises(UserError, match=r"checkpoint.pt is damaged .*checkpoint_before.pt is damaged"):
+        checkpoints.load()
