@@ -22,7 +22,7 @@ import gan_ring
 from utils.files import replacing
 from utils.images import grid as arrange
 from utils.images import save_gif, save_png, to_uint8
-from utils.models import fill_generator, read_generator
+from utils.models import fill_generator, read_config, read_generator
 from utils.shell import UserError, command_line, require_positive, require_seed
 
 EXPERIMENTS = {"gan_normal": gan_normal, "gan_ring": gan_ring, "gan_mnist": gan_mnist}
@@ -37,11 +37,9 @@ def load(model: Path) -> tuple[ModuleType, Any, nn.Module]:
     if experiment not in EXPERIMENTS:
         raise UserError(f"{model} was made by the experiment '{experiment}', expected one of {', '.join(EXPERIMENTS)}: give another file")
     module = EXPERIMENTS[experiment]
-    try:
-        config = module.Config(**constants)
+    config = read_config(module.Config, constants, model)
+    with torch.device("meta"):
         generator = module.make_generator(config)
-    except (TypeError, KeyError) as error:
-        raise UserError(f"the Config in {model} is not one of {experiment} ({error}): train the generator again") from error
     return module, config, fill_generator(generator, weights, model)
 
 

@@ -1,3 +1,6 @@
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -64,6 +67,38 @@ def test_broken_images_are_named_counted_and_skipped(tmp_path, capsys):
     said = capsys.readouterr().err
     assert "skipped 2 of 4" in said
     assert "b.png, d.jpg" in said
+
+
+def test_what_should_not_be_opened_is_skipped(tmp_path, capsys):
+    folder, elsewhere = tmp_path / "pictures", tmp_path / "elsewhere"
+    for place in (folder, elsewhere):
+        place.mkdir()
+        Image.new("L", (9, 9)).save(place / "a.png")
+    Image.new("1", (20_000, 20_000)).save(folder / "bomb.png")  # 50 KB that would be 400 MB
+    (folder / "empty.png").touch()
+    (folder / "link.png").symlink_to(elsewhere / "a.png")
+    (folder / "links").symlink_to(elsewhere)
+    (folder / "loop.png").symlink_to(folder / "loop.png")
+    os.mkfifo(folder / "pipe.png")  # reading it would wait for ever
+    Path(os.fsdecode(os.fsencode(folder) + b"/\xff.png")).write_bytes((folder / "a.png").read_bytes())
+    Path(os.fsdecode(os.fsencode(folder) + b"/\xfe.png")).write_bytes(b"no picture")
+    assert len(data.load(str(folder), 28, 1).images) == 2
+    said = capsys.readouterr().err
+    assert "skipped 4 of 6" in said
+    assert "bomb.png, empty.png, link.png" in said
+
+
+def test_no_program_is_started_on_a_picture(tmp_path, monkeypatch):
+    (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path}/started\n")  # which a decoder of PostScript would start
+    (tmp_path / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", None)
+    postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n{} loop\n"
+    for name in ("a.png", "b.eps"):
+        (tmp_path / name).write_bytes(postscript)
+    with pytest.raises(UserError, match=r"none of the 1 images .*a\.png"):
+        data.load(str(tmp_path), 28, 1)
+    assert not (tmp_path / "started").exists()
 
 
 def test_a_folder_without_a_usable_image_is_refused(tmp_path):

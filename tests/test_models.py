@@ -52,7 +52,7 @@ def rewrite(path, weights=None, **header):
         (lambda path: rewrite(path, experiment="gan_mars"), "made by the experiment 'gan_mars', expected one of .*gan_mnist"),
         (lambda path: rewrite(path, config="[1]"), "holds no Config"),
         (lambda path: rewrite(path, config="{"), "no whole file of weights"),
-        (lambda path: rewrite(path, config=json.dumps({"wings": 2})), "not one of gan_mnist"),
+        (lambda path: rewrite(path, config=json.dumps({"wings": 2})), "has wings = '2', which its experiment doesn't take"),
         (lambda path: rewrite(path, config=json.dumps({"model": "dcgan"})), "no model named"),
         (lambda path: rewrite(path, config=json.dumps({"model": "leaky"})), "don't fit the Config"),
         (lambda path: rewrite(path, weights={"a": torch.zeros(3)}), "don't fit the Config"),

@@ -11,9 +11,10 @@ import torch
 from PIL import Image, ImageOps
 
 from utils.known import KNOWN, ImageSet, load_known
-from utils.shell import UserError
+from utils.shell import UserError, printable
 
 MODES = {1: "L", 3: "RGB"}  # Pillow's, by the number of channels
+FORMATS = ["BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP"]  # of its decoders: one starts a program on the file
 
 
 def load(data: str, size: int, channels: int, train: bool = True) -> ImageSet:
@@ -68,23 +69,30 @@ def _fit_picture(picture: Image.Image, size: int, mode: str) -> Image.Image:
 
 
 def _load_folder(folder: Path, size: int, channels: int) -> torch.Tensor:
-    """Every image below a folder, in the order of their paths; those that can't be read are named on stderr and skipped."""
-    endings = {ending for ending, name in Image.registered_extensions().items() if name in Image.OPEN}
+    """Every image below a folder, in the order of their paths; those that can't be read are named on stderr and skipped.
+
+    So are links to files elsewhere, and pictures so large that only a decompression bomb would be (for Pillow: from 90 million pixels on).
+    """
+    endings = {ending for ending, name in Image.registered_extensions().items() if name in FORMATS}
+    home = folder.resolve()
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in endings and path.is_file())
     if not paths:
         raise UserError(f"the folder {folder} has no images: expected files such as .png or .jpg in it or anywhere below it")
     images, broken = [], []
     for path in paths:
         try:
+            if not path.resolve().is_relative_to(home):
+                raise PermissionError
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # Pillow's, of odd metadata and of sizes that it still reads
-                with Image.open(path) as picture:
+                warnings.simplefilter("ignore")  # Pillow's, of odd metadata
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
+                with Image.open(path, formats=FORMATS) as picture:
                     fitted = np.asarray(_fit_picture(picture, size, MODES[channels]))
             images.append(fitted.reshape(size, size, channels))
         except Exception:  # Pillow's decoders raise many kinds
             broken.append(path)
     if broken:
-        names = ", ".join(str(path.relative_to(folder)) for path in broken[:10]) + (", ..." if len(broken) > 10 else "")
+        names = ", ".join(printable(str(path.relative_to(folder))) for path in broken[:10]) + (", ..." if len(broken) > 10 else "")
         if not images:
             raise UserError(f"none of the {len(paths)} images in {folder} can be read ({names}): replace them with whole ones")
         print(f"skipped {len(broken)} of {len(paths)} images in {folder} that can't be read: {names}", file=sys.stderr)

@@ -2,9 +2,10 @@
 
 import dataclasses
 import json
+import math
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -14,6 +15,7 @@ from torch import nn
 from utils.files import replacing
 from utils.shell import UserError
 
+LARGEST_FILE = 2**29  # bytes; no generator here comes near it, and a header may claim anything
 LARGE = 10_000  # numbers in a matrix from which halving its size pays
 FORMAT = "gan 1"  # what a header's "format" must say; the number grows when older readers would go wrong
 
@@ -38,11 +40,13 @@ def save_generator(path: str | Path, generator: nn.Module, experiment: str, conf
 def read_generator(path: str | Path) -> tuple[str, dict[str, Any], dict[str, torch.Tensor]]:
     """The experiment's name, its Config as a dict, and the weights (float32, on the CPU) of a file of save_generator's.
 
-    Raises UserError when the file is missing, truncated, no safetensors, or not of this project or version.
+    Raises UserError when the file is missing, truncated, too large, no safetensors, or not of this project or version.
     """
     path = Path(path)
     if not os.path.isfile(path):
         raise UserError(f"no file {path}: expected the weights of a trained generator, such as models/gan_mnist_leaky.safetensors")
+    if os.path.getsize(path) > LARGEST_FILE:
+        raise UserError(f"{path} has {os.path.getsize(path):,} bytes, more than any generator of this project: give another file")
     try:
         with safe_open(path, "pt") as file:
             header = file.metadata() or {}
@@ -64,10 +68,24 @@ def read_facts(path: str | Path) -> dict[str, str]:
         return {key: value for key, value in file.metadata().items() if key not in ("format", "experiment", "config")}
 
 
+def read_config(kind: type, constants: dict[str, Any], path: str | Path) -> Any:
+    """The dataclass `kind` with these constants, as a header has them; UserError for names and types that aren't its own."""
+    types = get_type_hints(kind)
+    for name, value in constants.items():
+        wanted = types.get(name)
+        fits = wanted is not None and (isinstance(value, wanted) or (type(value) is int and isinstance(1.0, wanted)))
+        if not fits or (isinstance(value, bool) and wanted is not bool) or (isinstance(value, float) and not math.isfinite(value)):
+            raise UserError(f"the Config in {path} has {name} = {str(value)[:50]!r}, which its experiment doesn't take: give another file")
+    return kind(**constants)
+
+
 def fill_generator(generator: nn.Module, weights: dict[str, torch.Tensor], path: str | Path) -> nn.Module:
-    """Puts weights into a generator built from their own header, ready to sample; UserError where they don't fit."""
+    """Puts weights into a generator built, on the device meta, from their own header; ready to sample. UserError where they don't fit.
+
+    On meta a network has shapes and no memory: however large a Config asks it to be, nothing is allocated but what the file holds.
+    """
     try:
-        generator.load_state_dict(weights)
+        generator.load_state_dict(weights, assign=True)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"the weights in {path} don't fit the Config in its header ({reason}): train the generator again") from error

@@ -1,0 +1,97 @@
+"""The readers of files from elsewhere, each with a whole file of its kind, and what becomes of those that chance and malice spoil."""
+
+import random
+import struct
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from gan_normal import Config, make_generator
+from sampler import load
+from utils import data
+from utils.checkpoints import Checkpoints
+from utils.models import save_generator
+from utils.shell import UserError
+
+SECONDS = 10  # after which a reader hangs
+
+
+def mutated(whole: bytes, chance: random.Random) -> bytes:
+    """One of the ways to spoil a file: cut, lengthened, bytes changed, a stretch repeated, emptied or moved, a number made huge."""
+    data = bytearray(whole)
+    for _ in range(chance.choice((1, 1, 1, 2, 5))):
+        # Half of all places are in the first kilobyte, where headers are.
+        at = chance.randrange(min(len(data), 1024) if chance.random() < 0.5 else len(data)) if data else 0
+        length = chance.choice((1, 2, 4, 8, 64, 1000))
+        match chance.randrange(7):
+            case 0:
+                del data[at:]
+            case 1:
+                data[at:at] = chance.randbytes(length)
+            case 2:
+                data[at : at + length] = chance.randbytes(min(length, len(data) - at))
+            case 3:
+                data[at:at] = data[at : at + length]
+            case 4:
+                del data[at : at + length]
+            case 5:
+                data[at : at + 8] = struct.pack("<Q", chance.choice((0, 1, 2**31 - 1, 2**32, 2**40, 2**63 - 1, 2**64 - 1)))
+            case 6:
+                digits = [place for place in range(min(len(data), 2048)) if chr(data[place]).isdigit()]
+                if digits:
+                    place = chance.choice(digits)
+                    data[place : place + 1] = chance.choice((b"-1", b"99999999999", b"0", b"1e9", b'"1"', b"null", b"[]", b"{}"))
+    return bytes(data)
+
+
+def write_weights(path: Path) -> None:
+    save_generator(path, make_generator(Config()), "gan_normal", Config())
+
+
+def write_checkpoint(path: Path) -> None:
+    state = {"rows": [{"loss": 1.5}], "parts": {"g": {"weight": torch.arange(2000.0)}}, "random": torch.get_rng_state()}
+    torch.save(state, path)
+
+
+def write_picture(path: Path) -> None:
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)).save(path)
+
+
+READERS: dict[str, tuple[str, Callable[[Path], None], Callable[[Path], object]]] = {
+    "weights": ("a.safetensors", write_weights, load),
+    "checkpoint": ("checkpoint.pt", write_checkpoint, lambda path: Checkpoints(path).load()),
+    **{
+        f"pictures, {ending}": (f"a.{ending}", write_picture, lambda path: data.load(str(path.parent), 28, 1))
+        for ending in ("png", "jpg", "gif", "webp", "bmp", "tiff")
+    },
+}
+
+
+def spoil(reader: str, folder: Path, count: int, seed: int) -> tuple[int, list[str]]:
+    """Reads so many mutants of a reader's file: how many were refused by a sentence, and what else happened to any."""
+    name, write, read = READERS[reader]
+    path = folder / reader / name
+    path.parent.mkdir()
+    write(path)
+    whole, chance, refused, wrong = path.read_bytes(), random.Random(f"{reader} {seed}"), 0, []
+    for number in range(count):
+        path.write_bytes(mutated(whole, chance))
+        begun = time.monotonic()
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                read(path)
+        except UserError as error:
+            refused += 1
+            if not str(error).isprintable():
+                wrong.append(f"{number}: says {str(error)!r}")
+        except Exception as error:  # any of them is a traceback for the user
+            wrong.append(f"{number}: {error!r}")
+        if time.monotonic() - begun > SECONDS:
+            wrong.append(f"{number}: took {time.monotonic() - begun:.0f} s")
+    return refused, wrong
