@@ -4,16 +4,17 @@ import re
 
 import pytest
 import torch
+from conftest import PROJECT
 from PIL import Image
 from safetensors import safe_open
 from torch.utils.flop_counter import FlopCounterMode
 
 import gan_mnist
 import sampler
-from benchmarks import classifiers, likelihood, normal, plain, precision, ring
+from benchmarks import classifiers, likelihood, normal, plain, precision, ring, scaling
 from benchmarks.throughput import Stopwatch, flops_per_image, spread
 from utils.known import ImageSet
-from utils.models import read_facts
+from utils.models import read_facts, read_generator
 from utils.scores import parzen
 
 
@@ -51,7 +52,12 @@ def test_the_comparison_of_precisions_pairs_each_column_with_its_own(digits, tmp
     monkeypatch.setattr(precision, "pick_precision", lambda *_: ("bf16", ""))
     with pytest.raises(precision.UserError, match="seeds is 1, expected at least 2"):
         precision.main(precision.Comparison(seeds=1))
-    monkeypatch.setattr("score.SAMPLES", 1000)
+
+    def measure(path, *_, **__):  # numbers of the weights that are far from the others; tests/test_score.py has the real ones
+        size = sum(weight.square().sum().item() for weight in read_generator(path)[2].values())
+        return {"samples": {"log_likelihood": -size, "frechet": 3 * size}}, None
+
+    monkeypatch.setattr("score.measure", measure)
     precision.main(precision.Comparison("leaky", epochs=1, seeds=2, out=tmp_path / "grids.png"))
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     assert [row[0] for row in rows] == ["seed", "---", "0", "1", "mean", "standard deviation"]
@@ -167,3 +173,20 @@ def test_a_classifier_learns_and_is_stored_with_its_accuracy(digits, tmp_path, m
         assert float(file.metadata()["accuracy"]) == pytest.approx(reached, abs=1e-4)
     with pytest.raises(normal.UserError, match="no classifier of 'svhn': give --data one of mnist, cifar10"):
         classifiers.train(classifiers.Config(data="svhn"))
+
+
+def test_the_ring_takes_the_time_that_its_bytes_and_rounds_take():
+    assert scaling.ring_seconds(size=10**9, processes=2, bandwidth=1e9, latency=0) == 1
+    assert scaling.ring_seconds(size=10**9, processes=8, bandwidth=1e9, latency=0) == 1.75
+    assert scaling.ring_seconds(size=10**6, processes=8, bandwidth=1e12, latency=1) == pytest.approx(2 * 14)  # two players, 14 rounds each
+
+
+def test_a_step_sends_the_gradients_of_both_players():
+    players = sampler.load(PROJECT / "models" / "gan_mnist_leaky.safetensors")[2], gan_mnist.LeakyDiscriminator()
+    assert scaling.gradient_bytes("leaky") == 4 * sum(weight.numel() for player in players for weight in player.parameters())
+
+
+def test_a_step_takes_a_gpu_as_long_as_its_kernels_or_its_products(monkeypatch):
+    assert scaling.gpu_seconds("leaky", 8) == scaling.gpu_seconds("leaky", 64) < 1e-2
+    monkeypatch.setattr(scaling, "LAUNCH", 0)
+    assert scaling.gpu_seconds("leaky", 64) == flops_per_image("leaky") * 64 / scaling.GPU_FLOPS
