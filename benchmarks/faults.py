@@ -31,7 +31,7 @@ from utils.checkpoints import Checkpoints
 from utils.run import Run
 from utils.shell import command_line, require_not_negative
 
-EPOCHS_TIMED = 5
+EPOCHS_TIMED = 8
 
 
 @dataclass
@@ -83,9 +83,9 @@ def cost(model: str, root: Path) -> list[str]:
         saved(self)
         waited.append(time.perf_counter() - begun)
 
-    def flush(self: Checkpoints, folder: Path) -> None:
+    def flush(self: Checkpoints, content: memoryview) -> None:
         begun = time.thread_time()
-        flushed(self, folder)
+        flushed(self, content)
         beside.append(time.thread_time() - begun)
 
     saved, flushed = Run._save_checkpoint, Checkpoints._flush

@@ -26,9 +26,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import gan_mnist
+import gan_normal
+import gan_ring
 from utils.shell import command_line
 
 MODELS = {"maxout": 100, "batchnorm": 100, "leaky": 256}  # gan_mnist's, with the batch that is measured
+OTHERS = {"gan_normal": gan_normal, "gan_ring": gan_ring}  # without images: only what they send
 EPOCHS, IMAGES = 4, 10_000  # measured; the first epoch of a run warms up
 BUCKET = 25 * 2**20  # bytes that DDP sends at once
 LINKS = {  # bytes/s that a process can send, seconds from one to the next; what vendors state, not measured
@@ -127,7 +130,7 @@ class PlainRun:
 
 def gpu_seconds(model: str, batch: int) -> float:
     """What a step takes a GPU at least, by its kernels and by its products, whichever is more. Computed, not measured."""
-    players = gan_mnist.make_generator(gan_mnist.Config(model=model)), gan_mnist.DISCRIMINATORS[model]()
+    players = networks(model)
     optimizers = [torch.optim.SGD(player.parameters(), 0.1, momentum=0.5, fused=True) for player in players]
     step = gan_mnist.take_turns if model == "leaky" else gan_mnist.move_at_once
     with Launches() as launches, FlopCounterMode(display=False) as products:
@@ -135,10 +138,16 @@ def gpu_seconds(model: str, batch: int) -> float:
     return max(launches.count * LAUNCH, products.get_total_flops() / GPU_FLOPS)
 
 
+def networks(model: str) -> tuple[torch.nn.Module, torch.nn.Module]:
+    """The players of one of gan_mnist's models, or of another experiment."""
+    if model in OTHERS:
+        return OTHERS[model].make_generator(OTHERS[model].Config()), OTHERS[model].Discriminator()
+    return gan_mnist.make_generator(gan_mnist.Config(model=model)), gan_mnist.DISCRIMINATORS[model]()
+
+
 def gradient_bytes(model: str) -> int:
     """Of both players, in float32."""
-    players = gan_mnist.make_generator(gan_mnist.Config(model=model)), gan_mnist.DISCRIMINATORS[model]()
-    return sum(4 * weight.numel() for player in players for weight in player.parameters())
+    return sum(4 * weight.numel() for player in networks(model) for weight in player.parameters())
 
 
 def ring_seconds(size: int, processes: int, bandwidth: float, latency: float) -> float:
@@ -156,17 +165,17 @@ def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
 
 def main(config: Table) -> None:
     """Prints what each experiment sends, what was measured, and what follows."""
-    size = {model: gradient_bytes(model) for model in config.models}
     rows = []
-    for model in config.models:
-        sent = [2 * (n - 1) / n * size[model] for n in (2, 8, 64)]
-        rows.append([model, f"{size[model] // 4:,}", *(f"{each / 1e6:.2f}" for each in [*sent, sent_bytes(model)])])
+    for model in (*config.models, *OTHERS):
+        sent = [2 * (n - 1) / n * gradient_bytes(model) for n in (2, 8, 64)]
+        sent += [sent_bytes(model)] if model in config.models else []
+        rows.append([model, f"{gradient_bytes(model) // 4:,}", *(f"{each / 1e6:.3f}" for each in sent)])
     computed = [f"each of {n} sends, MB" for n in (2, 8, 64)]
     table("Computed: what a step sends; of two processes also measured", ["model", "weights", *computed, "each of 2 sent, MB"], rows)
 
     seconds, rows = {}, []
     for model in config.models:
-        exchange = exchange_seconds(size[model])
+        exchange = exchange_seconds(gradient_bytes(model))
         for batch in (MODELS[model] // 2, MODELS[model]):
             seconds[model] = step_seconds(model, batch, 1)
             with ThreadPoolExecutor(2) as both:
@@ -180,7 +189,7 @@ def main(config: Table) -> None:
     rows = []
     for model in config.models:
         for kind, step in (("CPU core, measured", seconds[model]), ("GPU, computed", gpu_seconds(model, MODELS[model]))):
-            gains = [[f"{step / (step + ring_seconds(size[model], n, *link)):.0%}" for n in (8, 64)] for link in LINKS.values()]
+            gains = [[f"{step / (step + ring_seconds(gradient_bytes(model), n, *link)):.0%}" for n in (8, 64)] for link in LINKS.values()]
             rows.append([model, str(MODELS[model]), kind, f"{1000 * step:.2f}", *(" / ".join(gain) for gain in gains)])
     columns = ["model", "images", "on a", "step, ms", *LINKS]
     table("Computed: efficiency of 8 / 64 processes, each with so many images", columns, rows)

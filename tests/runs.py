@@ -26,7 +26,7 @@ RUNS = {  # each of a second or two, and so with several steps between any two m
     "gan_mnist maxout": ["gan_mnist.py", "--model", "maxout", "--data", DIGITS, "--batch-size", "10"],
     "gan_mnist batchnorm": ["gan_mnist.py", "--model", "batchnorm", "--data", DIGITS, "--batch-size", "10", "--average", "0"],
     "gan_mnist leaky": ["gan_mnist.py", "--model", "leaky", "--data", DIGITS, "--batch-size", "10"],
-    "gan_normal": ["gan_normal.py", "--batch-size", "64", "--picture-every", "2"],
+    "gan_normal": ["gan_normal.py", "--batch-size", "64", "--picture-every", "4"],
     "gan_ring": ["gan_ring.py", "--batch-size", "64"],
 }
 # Forked from a process that has imported everything, a run starts at once.
@@ -97,7 +97,7 @@ class Started:
     def wait_for_writing(self, chance: random.Random) -> None:
         """Until it writes a checkpoint, one of its first few; or until it ends."""
         for _ in range(chance.randint(1, 4)):
-            while self.process.is_alive() and not list(self.root.glob("outputs/run/.unfinished-*/checkpoint.pt")):
+            while self.process.is_alive() and not (self.root / "outputs/run/.unfinished-checkpoint.pt").exists():
                 pass
             time.sleep(chance.uniform(0, 0.05))
 

@@ -50,7 +50,7 @@ def unfinished(path: Path) -> Path:
 
 def remove_unfinished(path: Path) -> None:
     """What processes that were killed left of `path`."""
-    for folder in path.parent.glob(f".unfinished-{path.name}-*"):
+    for folder in path.parent.glob(f".unfinished-{path.name}-*/"):
         shutil.rmtree(folder, ignore_errors=True)
 
 

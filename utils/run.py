@@ -367,7 +367,7 @@ class Run:
         parts = {name: part.state_dict() for name, part in self.parts.items()}
         with self._finite():
             self.logbook.read(self.epoch)
-            if not all(values.isfinite().all() for values in floats(parts)):
+            if not all(values.sum().isfinite() for values in floats(parts)):  # (ten times faster than to ask of each)
                 raise NotFinite(f"a weight or its optimizer's state is no longer finite after iteration {self.iteration + 1:,}")
         if not self.writes:
             return
