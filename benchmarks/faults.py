@@ -115,14 +115,13 @@ def head(*columns: str) -> None:
 def main(table: Table) -> None:
     """Prints the tables."""
     require_not_negative(kills=table.kills, mutants=table.mutants)
-    chance = random.Random(table.seed)
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "digits"
         digit_pictures(data)
         if table.kills:
             head("run", "killed", "while writing a file", "before its first checkpoint", "ends like one never killed")
             for name in table.runs:
-                row(name, *kill(name, Path(folder) / name, data, table.kills, chance))
+                row(name, *kill(name, Path(folder) / name, data, table.kills, random.Random(f"{name} {table.seed}")))
         if table.mutants:
             head("file", "mutants", "refused with a sentence", "read", "crashes, hangs, tracebacks")
             for reader in READERS:

@@ -167,9 +167,9 @@ def main(config: Table) -> None:
     """Prints what each experiment sends, what was measured, and what follows."""
     rows = []
     for model in (*config.models, *OTHERS):
-        sent = [2 * (n - 1) / n * gradient_bytes(model) for n in (2, 8, 64)]
-        sent += [sent_bytes(model)] if model in config.models else []
-        rows.append([model, f"{gradient_bytes(model) // 4:,}", *(f"{each / 1e6:.3f}" for each in sent)])
+        sent = [f"{2 * (n - 1) / n * gradient_bytes(model) / 1e6:.3f}" for n in (2, 8, 64)]
+        measured = "" if model in OTHERS else f"{sent_bytes(model) / 1e6:.3f}"
+        rows.append([model, f"{gradient_bytes(model) // 4:,}", *sent, measured])
     computed = [f"each of {n} sends, MB" for n in (2, 8, 64)]
     table("Computed: what a step sends; of two processes also measured", ["model", "weights", *computed, "each of 2 sent, MB"], rows)
 

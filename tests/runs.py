@@ -96,10 +96,12 @@ class Started:
 
     def wait_for_writing(self, chance: random.Random) -> None:
         """Until it writes a checkpoint, one of its first few; or until it ends."""
+        unfinished = self.root / "outputs" / "run" / ".unfinished-checkpoint.pt"
         for _ in range(chance.randint(1, 4)):
-            while self.process.is_alive() and not (self.root / "outputs/run/.unfinished-checkpoint.pt").exists():
-                pass
-            time.sleep(chance.uniform(0, 0.05))
+            for written in (False, True):
+                while self.process.is_alive() and unfinished.exists() is not written:
+                    pass
+        time.sleep(chance.choice((0, chance.uniform(0, 0.02))))
 
     @property
     def output(self) -> str:
