@@ -150,8 +150,8 @@ def test_processes_that_would_not_train_the_same_are_refused(digit_folder, tmp_p
 def torchrun(process, digit_folder, tmp_path):
     """Starts a run by torchrun, and waits for its first checkpoint: the jobs, one for each list of torchrun's options."""
 
-    def start(*options):
-        script, *arguments = command("gan_mnist leaky", tmp_path / "root", digit_folder, "--epochs", "1000")
+    def start(*options, more=("--epochs", "1000")):
+        script, *arguments = command("gan_mnist leaky", tmp_path / "root", digit_folder, *more)
         threads = os.environ | {"OMP_NUM_THREADS": "1"}
         torchrun = Path(sys.executable).with_name("torchrun")
         jobs = [process(torchrun, *each, PROJECT / script, *arguments, env=threads) for each in options]
@@ -165,15 +165,16 @@ def torchrun(process, digit_folder, tmp_path):
     return start
 
 
-def test_torchrun_that_is_asked_to_stop_saves_and_goes_on(torchrun, digit_folder, tmp_path):
+def test_torchrun_that_is_asked_to_stop_saves_and_goes_on(torchrun, tmp_path):
     (job,) = torchrun(["--standalone", "--nproc_per_node=2"])
     job.send_signal(signal.SIGTERM)
     output, errors = job.communicate(timeout=60)
     assert "stopped, saved:" in output, errors
     epochs = len(result(tmp_path / "root")["rows"])
-    run = Started("gan_mnist leaky", tmp_path / "root", digit_folder, "--resume", "--epochs", str(epochs + 1))
-    run.end(0)
-    assert f"goes on after {epochs} epochs" in run.output
+    (job,) = torchrun(["--standalone", "--nproc_per_node=2"], more=("--epochs", str(epochs + 1), "--resume"))
+    output, errors = job.communicate(timeout=60)
+    assert job.returncode == 0, errors
+    assert f"goes on after {epochs} epochs" in output
 
 
 def test_a_process_killed_on_one_machine_ends_the_job_on_all(torchrun, tmp_path):
