@@ -33,7 +33,7 @@ from utils.shell import command_line
 MODELS = {"maxout": 100, "batchnorm": 100, "leaky": 256}  # gan_mnist's, with the batch that is measured
 OTHERS = {"gan_normal": gan_normal, "gan_ring": gan_ring}  # without images: only what they send
 EPOCHS, IMAGES = 4, 10_000  # measured; the first epoch of a run warms up
-BUCKET = 25 * 2**20  # bytes that DDP sends at once
+FIRST_BUCKET, BUCKET = 2**20, 25 * 2**20  # bytes that DDP sends at once
 LINKS = {  # bytes/s that a process can send, seconds from one to the next; what vendors state, not measured
     "NVLink 4, 450 GB/s": (450e9, 5e-6),
     "InfiniBand, 400 Gbit/s": (50e9, 10e-6),
@@ -145,15 +145,15 @@ def networks(model: str) -> tuple[torch.nn.Module, torch.nn.Module]:
     return gan_mnist.make_generator(gan_mnist.Config(model=model)), gan_mnist.DISCRIMINATORS[model]()
 
 
-def gradient_bytes(model: str) -> int:
-    """Of both players, in float32."""
-    return sum(4 * weight.numel() for player in networks(model) for weight in player.parameters())
+def gradient_bytes(model: str) -> list[int]:
+    """Of each player, in float32."""
+    return [sum(4 * weight.numel() for weight in player.parameters()) for player in networks(model)]
 
 
-def ring_seconds(size: int, processes: int, bandwidth: float, latency: float) -> float:
-    """The time of a ring's all-reduce: each process sends 2 (n - 1) / n of the bytes, in 2 (n - 1) rounds for each bucket."""
-    rounds = 2 * (processes - 1)
-    return rounds / processes * size / bandwidth + rounds * latency * max(2, -(-size // BUCKET))  # each player has a bucket at least
+def ring_seconds(sizes: list[int], processes: int, bandwidth: float, latency: float) -> float:
+    """The time of a ring's all-reduce of networks: each process sends 2 (n - 1) / n of the bytes, in 2 (n - 1) rounds for each bucket."""
+    rounds, buckets = 2 * (processes - 1), sum(1 + -(-max(0, size - FIRST_BUCKET) // BUCKET) for size in sizes)
+    return rounds / processes * sum(sizes) / bandwidth + rounds * latency * buckets
 
 
 def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
@@ -167,15 +167,16 @@ def main(config: Table) -> None:
     """Prints what each experiment sends, what was measured, and what follows."""
     rows = []
     for model in (*config.models, *OTHERS):
-        sent = [f"{2 * (n - 1) / n * gradient_bytes(model) / 1e6:.3f}" for n in (2, 8, 64)]
+        size = sum(gradient_bytes(model))
+        sent = [f"{2 * (n - 1) / n * size / 1e6:.3f}" for n in (2, 8, 64)]
         measured = "" if model in OTHERS else f"{sent_bytes(model) / 1e6:.3f}"
-        rows.append([model, f"{gradient_bytes(model) // 4:,}", *sent, measured])
+        rows.append([model, f"{size // 4:,}", *sent, measured])
     computed = [f"each of {n} sends, MB" for n in (2, 8, 64)]
     table("Computed: what a step sends; of two processes also measured", ["model", "weights", *computed, "each of 2 sent, MB"], rows)
 
     seconds, rows = {}, []
     for model in config.models:
-        exchange = exchange_seconds(gradient_bytes(model))
+        exchange = exchange_seconds(sum(gradient_bytes(model)))
         for batch in (MODELS[model] // 2, MODELS[model]):
             seconds[model] = step_seconds(model, batch, 1)
             with ThreadPoolExecutor(2) as both:
