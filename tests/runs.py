@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors import safe_open
 
 PROJECT = Path(__file__).parent.parent
-EPOCHS = 4
+EPOCHS = 3
 DIGITS = "DIGITS"  # stands for a folder of pictures
 RUNS = {  # each of a second or two, and so with several steps between any two moments that a test may pick
     "gan_mnist maxout": ["gan_mnist.py", "--model", "maxout", "--data", DIGITS, "--batch-size", "10"],

@@ -19,7 +19,7 @@ from utils.checkpoints import Checkpoints
 from utils.models import save_generator
 from utils.shell import UserError
 
-MUTANTS = 2000  # of each reader's file; benchmarks/faults.py takes 10,000
+MUTANTS = 500  # of each reader's file; benchmarks/faults.py takes 10,000
 
 
 class Payload:
