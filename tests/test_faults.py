@@ -117,13 +117,37 @@ def fill_up():
     Checkpoints.save = full
 
 
+def turn_read_only():
+    """Closes the folder to writing, also to root, once there is a checkpoint in it."""
+    from utils.checkpoints import Checkpoints
+
+    save = Checkpoints.save
+
+    def closed(self, state):
+        self.wait()
+        if not self.path.exists():
+            return save(self, state)
+        self.path.parent.chmod(0o555)
+        if os.getuid() == 0:  # who writes wherever he likes
+            os.seteuid(65534)
+        try:
+            save(self, state)
+            self.wait()
+        finally:
+            os.seteuid(os.getuid())
+
+    Checkpoints.save = closed
+
+
 @pytest.mark.parametrize("name", RUNS)
-def test_where_files_find_no_room_a_run_ends_with_a_sentence_and_goes_on_later(name, whole, digit_folder, tmp_path):
+@pytest.mark.parametrize("harm", [fill_up, turn_read_only])
+def test_where_files_cannot_be_written_a_run_ends_with_a_sentence_and_goes_on_later(name, harm, whole, digit_folder, tmp_path):
     root = tmp_path / "root"
-    run = Started(name, root, digit_folder, before=fill_up)
+    run = Started(name, root, digit_folder, before=harm)
     run.end(2)
     assert "can't write" in run.errors
     assert len(run.errors.splitlines()) == 1
+    (root / "outputs" / "run").chmod(0o755)
     assert_all_whole(root)
     said, left = resumed(name, root, digit_folder)
     assert "goes on after 1 epochs" in said
@@ -198,39 +222,3 @@ def test_a_loss_that_is_not_a_number_ends_a_run_with_its_iteration(name, digit_f
     assert re.search(r"is nan in iteration (36|106), in epoch 2; .*checkpoint.pt is from before", run.errors)
     assert len(run.errors.splitlines()) == 1
     assert_all_whole(root)
-
-
-def turn_read_only():
-    """Closes the folder to writing, also to root, once there is a checkpoint in it."""
-    from utils.checkpoints import Checkpoints
-
-    save = Checkpoints.save
-
-    def closed(self, state):
-        self.wait()
-        if not self.path.exists():
-            return save(self, state)
-        self.path.parent.chmod(0o555)
-        if os.getuid() == 0:  # who writes wherever he likes
-            os.seteuid(65534)
-        try:
-            save(self, state)
-            self.wait()
-        finally:
-            os.seteuid(os.getuid())
-
-    Checkpoints.save = closed
-
-
-@pytest.mark.parametrize("name", RUNS)
-def test_a_folder_that_turns_read_only_ends_a_run_with_a_sentence(name, whole, digit_folder, tmp_path):
-    root = tmp_path / "root"
-    run = Started(name, root, digit_folder, before=turn_read_only)
-    run.end(2)
-    assert "can't write" in run.errors
-    assert len(run.errors.splitlines()) == 1
-    (root / "outputs" / "run").chmod(0o755)
-    assert_all_whole(root)
-    said, left = resumed(name, root, digit_folder)
-    assert "goes on after 1 epochs" in said
-    assert left == whole(name)[0]
