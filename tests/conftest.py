@@ -1,3 +1,4 @@
+import os
 import runpy
 import subprocess
 import sys
@@ -11,13 +12,9 @@ from runs import STARTED, digit_pictures
 
 PROJECT = Path(__file__).parent.parent
 
-
-@pytest.fixture(autouse=True)
-def threads():
-    """Some experiments work on one thread; the next test has them all again."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
+# Of tests that run beside each other on every core, the threads would wait for one another: up to five times as long.
+os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
+torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
