@@ -79,13 +79,15 @@ def test_what_should_not_be_opened_is_skipped(tmp_path, capsys):
     (folder / "link.png").symlink_to(elsewhere / "a.png")
     (folder / "links").symlink_to(elsewhere)
     (folder / "loop.png").symlink_to(folder / "loop.png")
+    (folder / "long.png").symlink_to("a" * 300)
     os.mkfifo(folder / "pipe.png")  # reading it would wait for ever
+    (folder / "to_pipe.png").symlink_to(folder / "pipe.png")
     Path(os.fsdecode(os.fsencode(folder) + b"/\xff.png")).write_bytes((folder / "a.png").read_bytes())
     Path(os.fsdecode(os.fsencode(folder) + b"/\xfe.png")).write_bytes(b"no picture")
     assert len(data.load(str(folder), 28, 1).images) == 2
     said = capsys.readouterr().err
-    assert "skipped 4 of 6" in said
-    assert "bomb.png, empty.png, link.png" in said
+    assert "skipped 7 of 9" in said
+    assert "bomb.png, empty.png, link.png, long.png, loop.png, to_pipe.png" in said
 
 
 def test_no_program_is_started_on_a_picture(tmp_path, monkeypatch):

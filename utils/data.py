@@ -61,7 +61,8 @@ def _fit_picture(picture: Image.Image, size: int, mode: str) -> Image.Image:
     """Any picture as a square: upright, on white where it is transparent, its shorter side resized, its centre kept."""
     picture = ImageOps.exif_transpose(picture)
     if picture.mode.startswith("I"):  # 16 bits, which Pillow would clip at 255
-        picture = Image.fromarray((np.asarray(picture, np.float64) / 257).round().clip(0, 255).astype(np.uint8))
+        values = np.asarray(picture, np.float32) / 257
+        picture = Image.fromarray(np.rint(values, out=values).clip(0, 255, out=values).astype(np.uint8))
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
@@ -71,17 +72,19 @@ def _fit_picture(picture: Image.Image, size: int, mode: str) -> Image.Image:
 def _load_folder(folder: Path, size: int, channels: int) -> torch.Tensor:
     """Every image below a folder, in the order of their paths; those that can't be read are named on stderr and skipped.
 
-    So are links to files elsewhere, and pictures so large that only a decompression bomb would be (for Pillow: from 90 million pixels on).
+    So are links to nothing or elsewhere, and pictures so large that only a decompression bomb would be (for Pillow: from 90 million
+    pixels on). Linked folders aren't entered.
     """
     endings = {ending for ending, name in Image.registered_extensions().items() if name in FORMATS}
     home = folder.resolve()
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in endings and path.is_file())
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in endings and (os.path.isfile(path) or path.is_symlink()))
     if not paths:
         raise UserError(f"the folder {folder} has no images: expected files such as .png or .jpg in it or anywhere below it")
     images, broken = [], []
     for path in paths:
         try:
-            if not path.resolve().is_relative_to(home):
+            target = path.resolve()
+            if not (target.is_relative_to(home) and target.is_file()):
                 raise PermissionError
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # Pillow's, of odd metadata
