@@ -1,8 +1,8 @@
 """What a run survives, and what that costs: the tests do a sample of this.
 
 Prints three tables. Each experiment is killed outright at 25 moments, a third of them while it writes a checkpoint, and taken to its
-end, which has to be that of a run never interrupted. Each reader of files gets 10,000 mutants of a whole file. And a training on MNIST
-is timed while it saves its checkpoints.
+end, which has to be that of a run never interrupted. Each reader of files gets 10,000 mutants of a whole file, and --resume 1,000 whole
+checkpoints with a value in them changed. And a training on MNIST is timed while it saves its checkpoints.
 
     python benchmarks/faults.py
     python benchmarks/faults.py --kills 5 --mutants 0
@@ -10,6 +10,8 @@ is timed while it saves its checkpoints.
 
 import contextlib
 import csv
+import io
+import math
 import random
 import signal
 import statistics
@@ -24,7 +26,7 @@ import tyro
 
 sys.path.extend(str(Path(__file__).parents[1] / folder) for folder in ("", "tests"))
 from runs import RUNS, Started, assert_all_whole, digit_pictures, result, save_often
-from spoiled import READERS, spoil
+from spoiled import READERS, spoil, spoil_values
 
 import gan_mnist
 from utils.checkpoints import Checkpoints
@@ -43,7 +45,7 @@ class Table:
     kills: int = 25
     """Of each run (0: leave that table out)."""
     mutants: int = 10_000
-    """Of each reader's file (0: leave that table out)."""
+    """Of each reader's file, and a tenth as many checkpoints with a changed value (0: leave that table out)."""
     seed: int = 0
     """Of the moments and the mutations."""
 
@@ -100,6 +102,12 @@ def cost(model: str, root: Path) -> list[str]:
     return [f"{size / 1e6:.0f}", *(f"{seconds:.3f}" for seconds in times), f"{sum(times[1:]) / times[0]:.2%}"]
 
 
+def fates(count: int, refused: int, wrong: list[str]) -> list[str]:
+    """The cells of a row about so many mutants; what happened to those that weren't refused or read goes to stderr."""
+    print(*wrong, sep="\n", end="\n" if wrong else "", file=sys.stderr)
+    return [f"{count:,}", f"{refused:,}", f"{count - refused - len(wrong):,}", str(len(wrong))]
+
+
 def row(*cells: str) -> None:
     """Of a table in Markdown."""
     print("|", " | ".join(cells), "|", flush=True)
@@ -125,9 +133,11 @@ def main(table: Table) -> None:
         if table.mutants:
             head("file", "mutants", "refused with a sentence", "read", "crashes, hangs, tracebacks")
             for reader in READERS:
-                refused, wrong = spoil(reader, Path(folder), table.mutants, table.seed)
-                print(*wrong, sep="\n", end="\n" if wrong else "", file=sys.stderr)
-                row(reader, f"{table.mutants:,}", f"{refused:,}", f"{table.mutants - refused - len(wrong):,}", str(len(wrong)))
+                row(reader, *fates(table.mutants, *spoil(reader, Path(folder), table.mutants, table.seed)))
+            some = math.ceil(table.mutants / 10)  # each of them trains for a moment
+            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+                found = spoil_values(data, Path(folder), some, table.seed)
+            row("checkpoint, values in it", *fates(some, *found))
         head("model", "checkpoint, MB", "epoch, s", "saving, s", "flushing it beside the training, s of CPU", "share of the epoch")
         for model in gan_mnist.GENERATORS:
             row(model, *cost(model, Path(folder) / model))

@@ -1,21 +1,28 @@
 """The readers of files from elsewhere, each with a whole file of its kind, and what becomes of those that chance and malice spoil."""
 
+import contextlib
+import dataclasses
+import math
 import random
+import signal
 import struct
 import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
 from PIL import Image
 
+import gan_mnist
 from gan_normal import Config, make_generator
 from sampler import load
 from utils import data
 from utils.checkpoints import Checkpoints
 from utils.models import save_generator
+from utils.run import Run
 from utils.shell import UserError
 
 SECONDS = 10  # after which a reader hangs
@@ -72,20 +79,74 @@ READERS: dict[str, tuple[str, Callable[[Path], None], Callable[[Path], object]]]
 }
 
 
+STRANGE = (None, True, -1, 0, 2**63, 10**400, 1e308, math.nan, "", "a", [], {}, (), [[]], {"a": 1}, torch.zeros(0), torch.zeros(1))
+
+
+def changed(state: object, chance: random.Random) -> object:
+    """A checkpoint's state with one value, at any depth, taken out, put in, or made another of any type, shape or size."""
+    if not isinstance(state, dict | list | tuple) or not state or chance.random() < 0.1:
+        if isinstance(state, torch.Tensor) and state.numel() and chance.random() < 0.5:
+            kinds = (state.double(), state.flatten()[0].expand(state.shape), state.flatten()[1:], -state.float(), state.float() / 0)
+            return chance.choice(kinds)
+        return chance.choice(STRANGE)
+    parts = dict(state) if isinstance(state, dict) else dict(enumerate(state))
+    name = chance.choice(list(parts))
+    match chance.randrange(20):
+        case 0:
+            del parts[name]
+        case 1:
+            parts[chance.choice(("a", 7, ("a", "b")))] = parts[name]
+        case _:
+            parts[name] = changed(parts[name], chance)
+    return parts if isinstance(state, dict) else type(state)(parts.values())
+
+
+def spoil_values(data: Path, folder: Path, count: int, seed: int) -> tuple[int, list[str]]:
+    """Resumes, for the rest of an epoch and one more, from so many checkpoints with one changed value: what spoil() says of files.
+
+    data: a folder of pictures.
+    """
+    config = gan_mnist.Config(model="leaky", data=str(data), root=str(folder), name="a", device="cpu", epochs=2, batch_size=100)
+    path = folder / "outputs" / "a" / "checkpoint.pt"
+    step = Run.step
+
+    def interrupted(run: Run, *optimizers: torch.optim.Optimizer) -> None:
+        step(run, *optimizers)
+        if run.epoch == 2:
+            run.stopping = signal.SIGINT
+
+    with mock.patch.object(Run, "step", interrupted), contextlib.suppress(SystemExit):
+        gan_mnist.train(config)
+    state, chance = torch.load(path, weights_only=True), random.Random(seed)
+    assert 0 < state["epoch"]["done"] < 3
+
+    def spoiled() -> None:
+        path.with_stem("checkpoint_before").unlink(missing_ok=True)  # it would be read instead
+        torch.save(changed(state, chance), path)
+
+    return _outcomes(count, spoiled, lambda: gan_mnist.train(dataclasses.replace(config, epochs=3, resume=True)))
+
+
 def spoil(reader: str, folder: Path, count: int, seed: int) -> tuple[int, list[str]]:
     """Reads so many mutants of a reader's file: how many were refused by a sentence, and what else happened to any."""
     name, write, read = READERS[reader]
     path = folder / reader / name
     path.parent.mkdir()
     write(path)
-    whole, chance, refused, wrong = path.read_bytes(), random.Random(f"{reader} {seed}"), 0, []
+    whole, chance = path.read_bytes(), random.Random(f"{reader} {seed}")
+    return _outcomes(count, lambda: path.write_bytes(mutated(whole, chance)), lambda: read(path))
+
+
+def _outcomes(count: int, spoiled: Callable[[], object], read: Callable[[], object]) -> tuple[int, list[str]]:
+    """Of spoiling and reading a file so many times."""
+    refused, wrong = 0, []
     for number in range(count):
-        path.write_bytes(mutated(whole, chance))
+        spoiled()
         begun = time.monotonic()
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                read(path)
+                read()
         except UserError as error:
             refused += 1
             if not str(error).isprintable():

@@ -1,7 +1,12 @@
 """Of the two checkpoints one is whole, whatever happens."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
+from conftest import PROJECT
 
 from utils.checkpoints import Checkpoints
 from utils.shell import UserError
@@ -60,3 +65,40 @@ def test_without_a_whole_one_both_are_named(tmp_path):
     damage(checkpoints.before)
     with pytest.raises(UserError, match=r"checkpoint.pt is damaged .*checkpoint_before.pt is damaged"):
         checkpoints.load()
+
+
+def test_one_that_cannot_be_opened_is_left_alone(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path / "checkpoint.pt")
+    saved(checkpoints, 1, 2)
+    before = checkpoints.path.read_bytes()
+
+    def closed(path, *arguments):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("builtins.open", closed)
+    with pytest.raises(PermissionError, match="checkpoint.pt"):
+        checkpoints.load()
+    monkeypatch.undo()
+    assert checkpoints.path.read_bytes() == before
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_script_does_not_end_before_its_checkpoint_is_on_the_disk(processes, tmp_path):
+    code = f"""
+import os, time
+from pathlib import Path
+from utils.checkpoints import Checkpoints
+from utils.shell import UserError, command_line
+fsync = os.fsync
+os.fsync = lambda file: time.sleep(1) or fsync(file)
+
+def save_and_fail():
+    Checkpoints(Path({str(tmp_path / "checkpoint.pt")!r})).save({{}})
+    raise UserError("no more")
+
+command_line(save_and_fail)
+"""
+    environment = os.environ | {"WORLD_SIZE": str(processes), "PYTHONPATH": str(PROJECT)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, "-c: no more\n")
+    assert (tmp_path / "checkpoint.pt").exists()

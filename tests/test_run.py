@@ -122,6 +122,31 @@ def test_a_resumed_run_keeps_its_constants(config, tmp_path):
         train(config(resume=True, epochs=3))
 
 
+def test_a_resumed_run_has_the_images_that_it_had(config, digits, tmp_path):
+    pictures = tmp_path / "mine"
+    pictures.mkdir()
+    for number in range(101):
+        Image.fromarray(digits[number, 0].numpy()).save(pictures / f"{number}.png")
+    train(config(epochs=1, data=str(pictures)))
+    (pictures / "100.png").unlink()
+    with pytest.raises(UserError, match="these aren't the images"):
+        train(config(data=str(pictures), resume=True))
+
+
+def test_scores_do_not_outlive_the_weights_that_they_are_of(config, tmp_path):
+    outputs = tmp_path / "outputs" / "gan_mnist_batchnorm"
+    scores = [outputs / name for name in ("scores.json", "scores_inception.json", "copies.png")]
+    train(config(epochs=1))
+    for epochs, left in ((1, 3), (2, 0)):
+        for path in scores:
+            path.touch()
+        train(config(epochs=epochs, resume=True))
+        assert sum(path.exists() for path in scores) == left
+    scores[0].touch()
+    train(config(epochs=1))
+    assert not scores[0].exists()
+
+
 def test_a_run_can_go_on_where_other_short_numbers_are_native(config, monkeypatch):
     train(config(epochs=1, precision="auto"))
     monkeypatch.setattr("utils.run.pick_precision", lambda *_: ("fp16", ""))  # which, unlike the others, scales its gradients

@@ -1,5 +1,6 @@
 """Files from others do nothing but be read, or be refused with a sentence."""
 
+import io
 import json
 import os
 import pickle
@@ -9,8 +10,9 @@ from dataclasses import asdict, replace
 
 import pytest
 import torch
-from safetensors.torch import save_file
-from spoiled import READERS, spoil, write_checkpoint
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from spoiled import READERS, spoil, spoil_values, write_checkpoint
 
 import gan_mnist
 from gan_mnist import Config, make_generator
@@ -20,6 +22,7 @@ from utils.models import save_generator
 from utils.shell import UserError
 
 MUTANTS = 500  # of each reader's file; benchmarks/faults.py takes 10,000
+VALUES = 50  # of checkpoints; there 1,000
 
 
 class Payload:
@@ -91,6 +94,19 @@ def test_a_checkpoint_of_something_else_is_refused(state, digit_folder, tmp_path
         gan_mnist.train(Config(model="leaky", data=str(digit_folder), root=str(tmp_path), name="a", device="cpu", resume=True))
 
 
+def png(mode, size):
+    content = io.BytesIO()
+    Image.new(mode, (size, size)).save(content, "PNG")
+    return torch.frombuffer(bytearray(content.getvalue()), dtype=torch.uint8)
+
+
+def trained(data, root):
+    """A run of one epoch, and its checkpoint."""
+    config = Config(model="leaky", data=str(data), root=str(root), name="a", device="cpu", epochs=1)
+    gan_mnist.train(config)
+    return config, root / "outputs" / "a" / "checkpoint.pt"
+
+
 @pytest.mark.parametrize(
     ("part", "value"),
     [
@@ -100,18 +116,58 @@ def test_a_checkpoint_of_something_else_is_refused(state, digit_folder, tmp_path
         ("rows", [{"epoch": 7, "loss_d": 1.0}]),
         ("winner", {"value": 1e9, "facts": {}, "weights": {}}),
         ("winner", {"value": 1e9, "facts": {"epoch": "a"}, "weights": {}}),
+        ("frames", {"epoch_0001.png": png("RGBA", 10)}),
+        ("frames", {"epoch_0001.png": png("L", 3000)}),
+        ("frames", {"epoch_0001.png": png("L", 10), "epoch_0002.png": png("L", 20)}),
+        ("frames", {f"epoch_{10**300}.png": png("L", 10)}),
+        ("epoch", {"done": "1", "seconds": 1.0, "sums": {}}),
+        ("epoch", {"done": -3, "seconds": 1.0, "sums": {}}),
+        ("epoch", {"done": 1, "seconds": 1.0, "sums": {("loss_d", "loss_g"): (torch.ones(3), 1)}}),
         ("parts", {}),
         ("random", {}),
     ],
 )
 def test_a_checkpoint_with_a_strange_part_is_refused(part, value, digit_folder, tmp_path):
-    config = Config(model="leaky", data=str(digit_folder), root=str(tmp_path), name="a", device="cpu", epochs=1)
-    gan_mnist.train(config)
-    path = tmp_path / "outputs" / "a" / "checkpoint.pt"
+    config, path = trained(digit_folder, tmp_path)
     torch.save(torch.load(path, weights_only=True) | {part: value}, path)
     with pytest.raises(UserError, match=r"is no checkpoint of gan_mnist"):
         gan_mnist.train(replace(config, resume=True, epochs=2))
     assert not list(tmp_path.rglob("escaped.png"))
+
+
+@pytest.mark.parametrize("spoil", [lambda values: torch.zeros(1), lambda values: torch.zeros(1).expand_as(values)])
+def test_an_optimizer_that_would_write_beside_its_memory_is_refused(spoil, digit_folder, tmp_path):
+    config, path = trained(digit_folder, tmp_path)
+    state = torch.load(path, weights_only=True)
+    moments = state["parts"]["optimizer_g"]["state"][0]
+    moments["exp_avg"] = spoil(moments["exp_avg"])
+    torch.save(state, path)
+    with pytest.raises(UserError, match="an optimizer has another state"):
+        gan_mnist.train(replace(config, resume=True, epochs=2))
+
+
+def test_an_optimizers_rates_are_the_configs_not_the_files(digit_folder, tmp_path):
+    config, path = trained(digit_folder, tmp_path)
+    state = torch.load(path, weights_only=True)
+    gan_mnist.train(replace(config, resume=True, epochs=2))
+    expected = load_file(tmp_path / "models" / "a.safetensors")
+    state["parts"]["optimizer_g"]["param_groups"] = [{"lr": "fast", "params": "many"}]
+    torch.save(state, path)
+    gan_mnist.train(replace(config, resume=True, epochs=2))
+    found = load_file(tmp_path / "models" / "a.safetensors")
+    assert all(torch.equal(found[name], weight) for name, weight in expected.items())
+
+
+def test_a_checkpoint_whose_tensors_are_larger_than_the_file_is_refused(tmp_path):
+    torch.save({"frames": {"epoch_0001.png": torch.zeros(1).expand(10**12)}}, tmp_path / "checkpoint.pt")
+    with pytest.raises(UserError, match="take more than the file"):
+        Checkpoints(tmp_path / "checkpoint.pt").load()
+
+
+def test_a_checkpoint_of_other_values_is_used_or_refused(digit_folder, tmp_path):
+    refused, wrong = spoil_values(digit_folder, tmp_path, VALUES, seed=0)
+    assert not wrong
+    assert refused > VALUES / 10
 
 
 def test_a_checkpoint_that_unpacks_to_more_than_it_is_is_refused(tmp_path):
@@ -144,3 +200,13 @@ def test_a_hostile_header_is_refused(experiment, config, tmp_path):
     with pytest.raises(UserError) as error:
         load(tmp_path / "a.safetensors")
     assert str(error.value).isprintable()
+
+
+@pytest.mark.parametrize(("config", "kind"), [("[" * 100_000, "F32"), ("{}", "F4"), ("{}", "C64")])
+def test_a_header_that_torch_or_json_cannot_take_is_refused(config, kind, tmp_path, recwarn):
+    tensor = {"dtype": kind, "shape": [8], "data_offsets": [0, {"F32": 32, "F4": 4, "C64": 64}[kind]]}
+    header = json.dumps({"__metadata__": {"format": "gan 1", "experiment": "gan_mnist", "config": config}, "a": tensor}).encode()
+    (tmp_path / "a.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(tensor["data_offsets"][1]))
+    with pytest.raises(UserError, match="no whole file of weights"):
+        load(tmp_path / "a.safetensors")
+    assert not recwarn.list

@@ -12,6 +12,7 @@ from utils.files import write_whole
 from utils.images import captioned, save_gif
 
 GIF_FRAMES = 50
+LARGEST = 2**22  # pixels of a picture, of which the GIF's are in memory at once
 
 
 class Film:
@@ -30,12 +31,18 @@ class Film:
         self._write(name)
 
     def take(self, frames: dict[str, bytes]) -> None:
-        """These in place of its own; ValueError where a name isn't one that add() gives, or a picture isn't one."""
+        """These in place of its own; ValueError where a name isn't one that add() gives, or a picture isn't like one of its."""
+        forms = set()
         for name, png in frames.items():
-            if not re.fullmatch(r"epoch_\d+(_\d+)?\.png", name):
+            if not re.fullmatch(r"epoch_\d{4,9}(_\d{4,9})?\.png", name):
                 raise ValueError(f"a picture called {name!r}")
             with Image.open(io.BytesIO(png), formats=["PNG"]) as picture:
+                if picture.width * picture.height > LARGEST or picture.mode not in ("L", "RGB"):
+                    raise ValueError(f"a picture of {picture.width} x {picture.height} pixels in mode {picture.mode}")
                 picture.load()
+                forms.add((picture.size, picture.mode))
+        if len(forms) > 1:
+            raise ValueError("pictures that don't go together")
         self.frames = frames
 
     def of_epochs(self) -> Iterator[tuple[int, Image.Image]]:

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import nn
 
 from utils import data
-from utils.checkpoints import Checkpoints, floats, random_states, set_random_states
+from utils.checkpoints import Checkpoints, State, Winner, check, fill, random_states, set_random_states, tensors
 from utils.device import keep_freed_memory, pick_device, pick_precision
 from utils.files import remove_unfinished, write_whole
 from utils.film import Film
@@ -91,9 +91,10 @@ class Run:
         self.order = torch.Generator().manual_seed(config.seed)  # the data's
         self.order_of_epoch = self.order.get_state()  # before it shuffled them
 
+        self.images: tuple[int, int] | None = None  # the number and the checksum of those that load() found
         self.real: Image.Image | None = None  # real.png: load() makes it of images, other experiments set it
         self.parts: dict[str, Any] = {}
-        self.winner: dict[str, Any] | None = None  # what best() found
+        self.winner: Winner | None = None  # what best() found
         self.iteration = 0  # of the whole run, counted from 0
         self.done, self.seconds = 0, 0.0  # of this epoch, the steps and what they took
         self.whole = False  # whether its last step is done
@@ -105,7 +106,8 @@ class Run:
             raise UserError(f"held_out is {held_out}, expected 0 or a number of images: give --held-out another value")
         with self.team.in_turn():
             images = data.load(source, size, channels).images
-        self.team.agree("images", (len(images), zlib.crc32(images.contiguous().numpy())))
+        self.images = len(images), zlib.crc32(images.contiguous().numpy())
+        self.team.agree("images", self.images)
         trained = len(images) - held_out if source in KNOWN else len(images)
         if trained <= 0:
             raise UserError(f"held_out is {held_out}, but {source} has {len(images)} images: give a smaller --held-out")
@@ -305,6 +307,9 @@ class Run:
             self.checkpoints.remove()
             for old in [self.outputs / "metrics.csv", self.outputs / "curves.png", *self.kept.glob("epoch_*.safetensors")]:
                 old.unlink(missing_ok=True)
+        if len(self.logbook.rows) < self.config.epochs:  # what score.py says of the old weights won't be true of the new ones
+            for old in [*self.outputs.glob("scores*.json"), self.outputs / "copies.png"]:
+                old.unlink(missing_ok=True)
         for path in (self.outputs / "*", self.kept / "*", self.weights, self.film.gif):
             remove_unfinished(path)
         self._write_known()
@@ -363,16 +368,18 @@ class Run:
         self._save_checkpoint()
 
     def _save_checkpoint(self) -> None:
-        """All that decides the future; the bytes of pictures as tensors, because these are read without running anything."""
+        """All that decides the future."""
         parts = {name: part.state_dict() for name, part in self.parts.items()}
         with self._finite():
             self.logbook.read(self.epoch)
-            if not all(values.sum().isfinite() for values in floats(parts)):  # (ten times faster than to ask of each)
+            floats = (values for values in tensors(parts) if values.is_floating_point())
+            if not all(values.sum().isfinite() for values in floats):  # (ten times faster than to ask of each)
                 raise NotFinite(f"a weight or its optimizer's state is no longer finite after iteration {self.iteration + 1:,}")
         if not self.writes:
             return
-        state = {
+        state: State = {
             "config": dataclasses.asdict(self.config),
+            "images": self.images,
             "rows": self.logbook.rows,
             "frames": {name: torch.frombuffer(bytearray(png), dtype=torch.uint8) for name, png in self.film.frames.items()},
             "winner": self.winner,
@@ -399,21 +406,19 @@ class Run:
             steps = f" and {self.done} steps" if self.done else ""
             print(f"{printable(said)}goes on after {len(self.logbook.rows)} epochs{steps} of {self.name}")
 
-    def _take(self, state: dict[str, Any]) -> None:
-        """What _save_checkpoint has put together; UserError where that was done with other constants."""
+    def _take(self, state: State) -> None:
+        """What _save_checkpoint has put together; UserError where that was done with other constants or on other images."""
+        check(state)
         for field, value in dataclasses.asdict(self.config).items():
             if field not in FREE_TO_CHANGE and value != state["config"].get(field):
                 raise UserError(f"{field} was {state['config'].get(field)} in the run to resume and is {value} now: give it the old value")
         if len(state["rows"]) + bool(state["epoch"]["done"]) > self.config.epochs:
             raise UserError(f"the run to resume has {len(state['rows'])} epochs already: give more --epochs")
-        rows, winner = state["rows"], state["winner"]
-        facts = [*rows, winner["facts"]] if winner else rows
-        if [row["epoch"] for row in rows] != list(range(1, len(rows) + 1)) or not all(
-            isinstance(value, int | float) for fact in facts for value in fact.values()
-        ):
-            raise ValueError("in it are other metrics than a run's")
+        if state["images"] != self.images:
+            raise UserError("these aren't the images that the run to resume was trained on: give it those, or start anew, without --resume")
         for name, part in self.parts.items():
-            part.load_state_dict(state["parts"][name])
+            fill(part, state["parts"][name])
+        winner = state["winner"]
         if winner and shapes(winner["weights"]) != shapes(self.parts["generator"].state_dict()):
             raise ValueError("in it the best generator has another shape")
         if self.scaler.is_enabled() and state["scaler"]:  # a device of another precision has none, or starts its own
@@ -421,7 +426,7 @@ class Run:
         self.order.set_state(state["order"])
         self.order_of_epoch = state["order"]
         set_random_states(state["random"], self.device)
-        self.logbook.rows, self.winner, self.iteration = rows, winner, state["iteration"]
+        self.logbook.rows, self.winner, self.iteration = state["rows"], winner, state["iteration"]
         self.film.take({name: png.numpy().tobytes() for name, png in state["frames"].items()})
         self.done, self.seconds = state["epoch"]["done"], state["epoch"]["seconds"]
         self.logbook.sums = {names: (total.to(self.device), count) for names, (total, count) in state["epoch"]["sums"].items()}

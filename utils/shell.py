@@ -3,11 +3,14 @@
 import os
 import sys
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 from pathlib import Path
 
 from tqdm import tqdm
 
 BARS: list[tqdm] = []  # progress bars that may have begun a line, which a sentence mustn't be put behind
+FLUSHING: set[Future] = set()  # files on their way to the disk, beside the script
+
 
 class UserError(Exception):
     """What the user asked for can't be done: one sentence that says what was wrong, what was expected, what to do."""
@@ -37,6 +40,7 @@ def command_line(command: Callable[[], object]) -> None:
         status = end.code or 0
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         # At Python's own end gloo's threads may abort the process: here three of nine runs (pytorch/pytorch issue 190489).
+        wait(FLUSHING)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
