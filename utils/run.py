@@ -18,7 +18,7 @@ from PIL import Image
 from torch import nn
 
 from utils import data
-from utils.checkpoints import Checkpoints, State, Winner, check, fill, random_states, set_random_states, tensors
+from utils.checkpoints import Checkpoints
 from utils.device import keep_freed_memory, pick_device, pick_precision
 from utils.files import remove_unfinished, write_whole
 from utils.film import Film
@@ -29,6 +29,7 @@ from utils.logbook import Logbook, NotFinite
 from utils.models import save_generator
 from utils.parallel import Team, together
 from utils.shell import UserError, printable, require_positive, require_seed, require_writable
+from utils.state import State, Winner, check, fill, random_states, set_random_states, shapes, tensors
 
 SECONDS_BETWEEN_CHECKPOINTS = 600  # within an epoch; after each there is one anyway
 STEPS_BETWEEN_QUESTIONS = 10  # of several processes, whether one of them was asked to stop
@@ -431,8 +432,3 @@ class Run:
         self.done, self.seconds = state["epoch"]["done"], state["epoch"]["seconds"]
         self.logbook.sums = {names: (total.to(self.device), count) for names, (total, count) in state["epoch"]["sums"].items()}
         self.whole = not self.done
-
-
-def shapes(weights: dict[str, torch.Tensor]) -> dict[str, torch.Size]:
-    """Of a network's weights, by their names."""
-    return {name: weight.shape for name, weight in weights.items()}
