@@ -4,6 +4,7 @@
     python sampler.py interpolate models/gan_mnist_batchnorm.safetensors
     python sampler.py export models/gan_mnist_batchnorm.safetensors --count 10000 --seed 0 --out samples.npz
     python sampler.py grid models/gan_normal.safetensors
+    python sampler.py codes models/infogan_mnist.safetensors
 """
 
 import math
@@ -19,13 +20,15 @@ from torch import nn
 import gan_mnist
 import gan_normal
 import gan_ring
+import infogan_mnist
 from utils.files import replacing
+from utils.images import captioned, save_gif, save_png, to_uint8
 from utils.images import grid as arrange
-from utils.images import save_gif, save_png, to_uint8
 from utils.models import fill_generator, read_config, read_generator
 from utils.shell import UserError, command_line, require_positive, require_seed
 
-EXPERIMENTS = {"gan_normal": gan_normal, "gan_ring": gan_ring, "gan_mnist": gan_mnist}
+EXPERIMENTS = {"gan_normal": gan_normal, "gan_ring": gan_ring, "gan_mnist": gan_mnist, "infogan_mnist": infogan_mnist}
+CODE_FRAMES = 24  # of the GIF, for a code's way to one end, to the other and back
 LATENT_BLOCK = 64  # drawn at once: torch's generators give other numbers for other shapes
 
 Model = tyro.conf.Positional[Path]
@@ -133,7 +136,42 @@ def interpolate(
     print(out)
 
 
-def export(model: Model, count: int = 10_000, seed: int = 0, out: str = "samples.npz") -> None:
+def codes(model: Model, seed: int = 0, columns: int = 10, reach: float = 2.0, out: Path | None = None) -> None:
+    """Write what the codes of an InfoGAN do: for each continuous code a PNG, one category a row, in the order of their digits, the code
+    sweeping from left to right and all else the same (the paper's Figure 2); and a GIF that sweeps one code after the other.
+
+    Args:
+        model: The file of weights.
+        seed: Of the noise.
+        columns: Of images.
+        reach: How far a code is swept to both sides; in training it is within 1, in the paper's figure 2.
+        out: The folder of the PNGs, code_1.png and so on (by default outputs/<model>/); the GIF is gif/<model>_codes.gif, or here too.
+    """
+    require_positive(columns=columns, reach=reach)
+    require_seed(seed)
+    experiment, _, generator = load(model)
+    require_codes(model, generator)
+    folder, gif = out or Path("outputs") / model.stem, (out or Path("gif")) / f"{model.stem}_codes.gif"
+    rows = generator.digits.argsort().repeat_interleave(columns)  # the category of each image
+    z = latents(generator, columns, seed).repeat(len(generator.digits), 1)
+    one, varied = torch.zeros(len(z), experiment.CONTINUOUS), torch.linspace(-reach, reach, columns).repeat(len(generator.digits))
+    frames = []
+    for code in range(experiment.CONTINUOUS):
+        swept = one.clone()
+        swept[:, code] = varied
+        path = folder / f"code_{code + 1}.png"
+        save_png(arrange(images(generator, experiment.with_codes(z[:1].expand(len(z), -1), rows, swept)), columns), path)
+        print(path)
+        for share in range(CODE_FRAMES):
+            value = reach * math.sin(2 * math.pi * share / CODE_FRAMES)
+            swept[:, code] = value
+            frame = arrange(images(generator, experiment.with_codes(z, rows, swept)), columns)
+            frames.append(captioned(frame, f"code {code + 1}: {value:+.1f}"))
+    save_gif(frames, gif, seconds=0.08)
+    print(gif)
+
+
+def export(model: Model, count: int = 10_000, seed: int = 0, out: str = "samples.npz", codes: bool = False) -> None:
     """Write samples for other tools: the same seed gives the same bytes.
 
     Args:
@@ -141,6 +179,7 @@ def export(model: Model, count: int = 10_000, seed: int = 0, out: str = "samples
         count: Of samples.
         seed: Of the samples.
         out: An .npz (key images: uint8, N x H x W x C; or samples: float32, N x dimensions), or a folder, with a / at its end, for PNGs.
+        codes: Of an InfoGAN, also the codes, in the .npz (keys category: int64, N; and continuous: float32, N x 2).
     """
     require_positive(count=count)
     require_seed(seed)
@@ -149,8 +188,12 @@ def export(model: Model, count: int = 10_000, seed: int = 0, out: str = "samples
         with_ending(Path(out), ".npz")
     elif any(Path(out).glob("*.png")):
         raise UserError(f"{out} has pictures in it already, which would get mixed with the new ones: give an empty folder")
-    _, _, generator = load(model)
+    experiment, _, generator = load(model)
     z = latents(generator, count, seed)
+    if codes:
+        require_codes(model, generator)
+        if folder:
+            raise UserError("PNGs hold no codes: give --out a name that ends in .npz, or leave out --codes")
     if not makes_images(generator):
         if folder:
             raise UserError(f"{model} makes points, not images, so there are no PNGs to write: give --out a name that ends in .npz")
@@ -158,6 +201,8 @@ def export(model: Model, count: int = 10_000, seed: int = 0, out: str = "samples
     else:
         samples = images(generator, z)
         arrays = {"images": samples.permute(0, 2, 3, 1).numpy()}
+    if codes:
+        arrays |= zip(("category", "continuous"), (code.numpy() for code in experiment.codes(z)), strict=True)
     if folder:
         for number, sample in enumerate(samples):
             save_png(arrange(sample.unsqueeze(0), gap=0), Path(out) / f"{number:05d}.png")
@@ -172,6 +217,12 @@ def makes_images(generator: nn.Module) -> bool:
     return hasattr(generator, "pixels")
 
 
+def require_codes(model: Path, generator: nn.Module) -> None:
+    """UserError unless it is one whose latent space has codes in it."""
+    if not hasattr(generator, "digits"):
+        raise UserError(f"{model} has no codes: give the file of an InfoGAN, such as models/infogan_mnist.safetensors")
+
+
 def with_ending(path: Path, ending: str) -> Path:
     """The path; UserError unless it ends like that."""
     if path.suffix.lower() != ending:
@@ -180,5 +231,5 @@ def with_ending(path: Path, ending: str) -> Path:
 
 
 if __name__ == "__main__":
-    commands = {"grid": grid, "interpolate": interpolate, "export": export}
+    commands = {"grid": grid, "interpolate": interpolate, "codes": codes, "export": export}
     command_line(lambda: tyro.extras.subcommand_cli_from_dict(commands, description=__doc__))

@@ -29,7 +29,7 @@ from utils.classifiers import SHAPES, load_classifier
 from utils.files import replacing
 from utils.images import grid, save_png, to_unit
 from utils.known import KNOWN
-from utils.models import read_facts
+from utils.models import fill_generator, read_facts, read_generator
 from utils.scores import classes, copying, fidelity, parzen
 from utils.shell import UserError, command_line, require_seed, require_writable
 
@@ -41,6 +41,7 @@ OF_ONE_RUN = {"name", "root", "seed", "device", "resume", "keep_every"}  # const
 COLUMNS = {  # of the README's table: what stands for it in scores.json, and how it is shown
     "seeds": ("seed", "d"), "epochs": ("epochs", ".0f"), "minutes": ("minutes", ".0f"), "log-likelihood": ("log_likelihood", ".1f"),
     "Frechet": ("frechet", ".2f"), "precision": ("precision", ".2f"), "recall": ("recall", ".2f"),
+    "error": ("unsupervised_error", ".1%"),
 }  # fmt: skip
 
 
@@ -72,13 +73,20 @@ def measure(model: Path, features: str, seed: int) -> tuple[dict[str, Any], torc
     samples = sampler.images(generator, sampler.latents(generator, SAMPLES, seed))
     channels, size, _ = shape = tuple(samples.shape[1:])
     features, named = pick_features(features, config.data, shape)
-    train, test = (data.load(config.data, size, channels, train=train).images for train in (True, False))
+    labelled = [data.load(config.data, size, channels, train=train) for train in (True, False)]
+    train, test = (found.images for found in labelled)
     classifier = config.data if SHAPES.get(config.data) == shape else None
     ours, real = (against(images, train[-SAMPLES:], test, features, classifier, seed) for images in (samples, train[:SAMPLES]))
     # The first test images stand for real ones that weren't trained on; so nobody may find them among the test images.
     learned, others = to_unit(train[: len(train) - getattr(config, "held_out", 0)]), to_unit(test[COPIES:])
     copies = copying(to_unit(samples[:COPIES]), learned, others)
     ours["copying"], real["copying"] = copies.ratio, copying(to_unit(test[:COPIES]), learned, others).ratio
+    discriminator = model.with_stem(f"{model.stem}_discriminator")
+    if hasattr(experiment, "unsupervised_error") and discriminator.exists():
+        _, _, weights = read_generator(discriminator)
+        ours["unsupervised_error"], _ = experiment.unsupervised_error(
+            fill_generator(experiment.Discriminator(config.hidden), weights, discriminator), *labelled
+        )
     closest = copies.distances.argsort()[:PAIRS]
     pairs = torch.stack([samples[closest], train[copies.nearest[closest]]], 1).flatten(0, 1)
     facts = read_facts(model)
@@ -142,6 +150,7 @@ MEASURES = {  # a title, what stands for it in scores.json, and how it is shown
     "kernel distance": ("kernel", "{kernel:.5f} ± {kernel_deviation:.5f}"),
     "precision": ("precision", "{precision:.3f}"),
     "recall": ("recall", "{recall:.3f}"),
+    "unsupervised error": ("unsupervised_error", "{unsupervised_error:.2%}"),
     "copying": ("copying", "{copying:.3f}"),
     "mean confidence": ("confidence", "{confidence:.3f}"),
 }
@@ -150,7 +159,10 @@ MEASURES = {  # a title, what stands for it in scores.json, and how it is shown
 def print_scores(found: dict[str, Any]) -> None:
     """The small table of one model, beside the real images."""
     model, real = found["samples"], found["real"]
-    rows = [(title, *(form.format(**scores) for scores in (model, real))) for title, (name, form) in MEASURES.items() if name in model]
+    rows = []
+    for title, (name, form) in MEASURES.items():
+        if name in model:
+            rows.append((title, *(form.format(**scores) if name in scores else "" for scores in (model, real))))
     for number, shares in enumerate(zip(model.get("shares", []), real.get("shares", []), strict=True)):
         rows.append((f"class {number}", *(f"{share:.1%}" for share in shares)))
     if "missing" in model:

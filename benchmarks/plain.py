@@ -25,6 +25,7 @@ from torchvision.transforms import ToTensor
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import gan_mnist
+import infogan_mnist
 from utils import data
 from utils.device import Dropout
 from utils.files import replacing
@@ -59,8 +60,7 @@ def steps(model: str, seed: int = 0) -> Iterator[tuple[int, nn.Module]]:
     optimizer_g = torch.optim.Adam(generator.parameters(), lr=LEARNING_RATE, betas=(0.5, 0.999))
     optimizer_d = torch.optim.Adam(discriminator.parameters(), lr=LEARNING_RATE, betas=(0.5, 0.999))
     criterion = nn.BCELoss()
-    images = MNIST(os.environ.get("GAN_DATA", "data"), transform=ToTensor())
-    loader = DataLoader(images, config.batch_size, shuffle=True, num_workers=2, drop_last=True)
+    loader = mnist(config.batch_size)
     low, high = generator.pixels
     ones, zeros = torch.ones(config.batch_size), torch.zeros(config.batch_size)
     losses = []
@@ -80,6 +80,47 @@ def steps(model: str, seed: int = 0) -> Iterator[tuple[int, nn.Module]]:
             optimizer_g.step()
             losses.append((loss_real.item() + loss_fake.item(), loss_g.item()))
             yield epoch, generator
+
+
+def infogan_steps(seed: int = 0) -> Iterator[tuple[int, nn.Module]]:
+    """The same with infogan_mnist's nets: the information has a step of its own, after D's and G's, on fakes of its own."""
+    torch.manual_seed(seed)
+    config, generator, discriminator = infogan_mnist.Config(), infogan_mnist.Generator(), infogan_mnist.Discriminator()
+    players = [*generator.parameters(), *discriminator.parameters()]
+    optimizer_g = torch.optim.Adam(generator.parameters(), lr=config.generator_rate, betas=(0.5, 0.999))
+    optimizer_d = torch.optim.Adam(discriminator.parameters(), lr=config.learning_rate, betas=(0.5, 0.999))
+    optimizer_q = torch.optim.Adam(players, lr=config.learning_rate, betas=(0.5, 0.999))
+    criterion, of_category, of_numbers = nn.BCELoss(), nn.CrossEntropyLoss(), nn.MSELoss()
+    ones, zeros = torch.ones(config.batch_size), torch.zeros(config.batch_size)
+    losses = []
+    for epoch in itertools.count(1):
+        for real, _ in mnist(config.batch_size):
+            fake = generator(generator.latent(len(real), "cpu"))
+            optimizer_d.zero_grad()
+            loss_real = criterion(discriminator(real)[0].sigmoid(), ones)
+            loss_real.backward()
+            loss_fake = criterion(discriminator(fake.detach())[0].sigmoid(), zeros)
+            loss_fake.backward()
+            optimizer_d.step()
+            optimizer_g.zero_grad()
+            loss_g = criterion(discriminator(fake)[0].sigmoid(), ones)
+            loss_g.backward()
+            optimizer_g.step()
+            optimizer_q.zero_grad()
+            z = generator.latent(len(real), "cpu")
+            category, continuous = infogan_mnist.codes(z)
+            reading = discriminator(generator(z))[1]
+            loss_q = of_category(reading[:, :10], category) + 0.1 * of_numbers(reading[:, 10:12], continuous)
+            loss_q.backward()
+            optimizer_q.step()
+            losses.append((loss_real.item() + loss_fake.item(), loss_g.item(), loss_q.item()))
+            yield epoch, generator
+
+
+def mnist(batch_size: int) -> DataLoader:
+    """The training images, in [0, 1], with their labels."""
+    images = MNIST(os.environ.get("GAN_DATA", "data"), transform=ToTensor())
+    return DataLoader(images, batch_size, shuffle=True, num_workers=2, drop_last=True)
 
 
 def main(plain: Plain) -> None:

@@ -15,6 +15,7 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -28,9 +29,10 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import gan_mnist
 import gan_normal
 import gan_ring
+import infogan_mnist
 from utils.shell import command_line
 
-MODELS = {"maxout": 100, "batchnorm": 100, "leaky": 256}  # gan_mnist's, with the batch that is measured
+MODELS = {"maxout": 100, "batchnorm": 100, "leaky": 256, "infogan": 128}  # gan_mnist's and infogan_mnist, with the batch that is measured
 OTHERS = {"gan_normal": gan_normal, "gan_ring": gan_ring}  # without images: only what they send
 EPOCHS, IMAGES = 4, 10_000  # measured; the first epoch of a run warms up
 FIRST_BUCKET, BUCKET = 2**20, 25 * 2**20  # bytes that DDP sends at once
@@ -48,14 +50,15 @@ class Table:
     """Measure and compute what several processes gain."""
 
     models: tuple[str, ...] = tuple(MODELS)
-    """Of gan_mnist."""
+    """Of gan_mnist; or infogan."""
 
 
 def step_seconds(model: str, batch: int, processes: int) -> float:
     """The time of a step of the real script, which shares `batch` images among so many processes of one thread each; median of epochs."""
     with tempfile.TemporaryDirectory() as root:
-        launch = ["--standalone", f"--nproc_per_node={processes}", "gan_mnist.py", "--model", model, "--batch-size", str(batch)]
-        constants = ["--held-out", str(60_000 - IMAGES), "--estimate-every", "0", "--epochs", str(EPOCHS), "--device", "cpu"]
+        script = ["infogan_mnist.py"] if model == "infogan" else ["gan_mnist.py", "--model", model, "--estimate-every", "0"]
+        launch = ["--standalone", f"--nproc_per_node={processes}", *script, "--batch-size", str(batch)]
+        constants = ["--held-out", str(60_000 - IMAGES), "--epochs", str(EPOCHS), "--device", "cpu"]
         command = [sys.executable, "-m", "torch.distributed.run", *launch, *constants, "--root", root, "--name", "run"]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         subprocess.run(command, cwd=Path(__file__).parent.parent, env=environment, check=True, capture_output=True)
@@ -124,6 +127,9 @@ class PlainRun:
             optimizer.step()
             optimizer.zero_grad()
 
+    def mean(self, values: torch.Tensor) -> torch.Tensor:
+        return values
+
     def log(self, **_: torch.Tensor) -> None:
         pass
 
@@ -132,7 +138,8 @@ def gpu_seconds(model: str, batch: int) -> float:
     """What a step takes a GPU at least, by its kernels and by its products, whichever is more. Computed, not measured."""
     players = networks(model)
     optimizers = [torch.optim.SGD(player.parameters(), 0.1, momentum=0.5, fused=True) for player in players]
-    step = gan_mnist.take_turns if model == "leaky" else gan_mnist.move_at_once
+    steps = {"leaky": gan_mnist.take_turns, "infogan": partial(infogan_mnist.move_at_once, config=infogan_mnist.Config())}
+    step = steps.get(model, gan_mnist.move_at_once)
     with Launches() as launches, FlopCounterMode(display=False) as products:
         step(PlainRun(), *players, *optimizers, torch.rand(batch, 1, 28, 28))
     return max(launches.count * LAUNCH, products.get_total_flops() / GPU_FLOPS)
@@ -142,6 +149,8 @@ def networks(model: str) -> tuple[torch.nn.Module, torch.nn.Module]:
     """The players of one of gan_mnist's models, or of another experiment."""
     if model in OTHERS:
         return OTHERS[model].make_generator(OTHERS[model].Config()), OTHERS[model].Discriminator()
+    if model == "infogan":
+        return infogan_mnist.Generator(), infogan_mnist.Discriminator()
     return gan_mnist.make_generator(gan_mnist.Config(model=model)), gan_mnist.DISCRIMINATORS[model]()
 
 

@@ -6,6 +6,7 @@ on the CPU.
 
     python benchmarks/throughput.py
     python benchmarks/throughput.py --profile maxout
+    python benchmarks/throughput.py --models infogan --rounds 3
 """
 
 import contextlib
@@ -29,10 +30,12 @@ import torch
 import tyro
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import gan_mnist
-from benchmarks.plain import steps as plain_steps
+import infogan_mnist
+from benchmarks import plain as recipe
 from utils import data
 from utils.device import pick_precision
 from utils.shell import command_line
@@ -40,14 +43,15 @@ from utils.shell import command_line
 SECONDS = 8  # that the plain recipe is timed for
 WARM_UP = 30  # steps before that
 PEAK_SIZE = 4096
+IMAGES = 12_800  # of an epoch of infogan's, whose steps are long: 100
 
 
 @dataclass
 class Benchmark:
     """Time the experiments against the plain recipe."""
 
-    models: tuple[str, ...] = ("leaky", "maxout", "batchnorm")
-    """Of gan_mnist."""
+    models: tuple[str, ...] = ("leaky", "maxout", "batchnorm", "infogan")
+    """Of gan_mnist; or infogan."""
     rounds: int = 5
     """Of plain and ours in turns."""
     profile: str = ""
@@ -60,47 +64,65 @@ def in_fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:
         return pool.submit(function, *arguments).result()
 
 
-def peak(precision: str) -> float:
-    """What the machine's matrix units give right now: FLOP/s of a product of 4096 x 4096, the best of ten."""
+def config_of(model: str, **constants: Any) -> Any:
+    """The Config of a model, without what takes time between epochs."""
+    if model == "infogan":
+        return infogan_mnist.Config(**{"held_out": 60_000 - IMAGES, **constants})
+    return gan_mnist.Config(model=model, estimate_every=0, **constants)
+
+
+def peak(model: str, precision: str) -> float:
+    """What the machine's matrix units give right now, in FLOP/s, the best of ten: on a product of 4096 x 4096; for infogan on a 4 x 4
+    convolution of 64 images of 256 x 28 x 28, channels last."""
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
-    a, b = torch.randn(2, PEAK_SIZE, PEAK_SIZE).to(dtype)
+    if model == "infogan":
+        shapes = (64, 256, 28, 28), (256, 256, 4, 4)
+        images, kernel = (torch.randn(shape).to(dtype).to(memory_format=torch.channels_last) for shape in shapes)
+        operations, compute = 2 * 64 * 25 * 25 * kernel.numel(), lambda: torch.conv2d(images, kernel)
+    else:
+        a, b = torch.randn(2, PEAK_SIZE, PEAK_SIZE).to(dtype)
+        operations, compute = 2 * PEAK_SIZE**3, lambda: a @ b
     times = []
-    for _ in range(10):
-        begun = time.perf_counter()
-        a @ b
-        times.append(time.perf_counter() - begun)
-    return 2 * PEAK_SIZE**3 / min(times)
+    with torch.no_grad():
+        for _ in range(10):
+            begun = time.perf_counter()
+            compute()
+            times.append(time.perf_counter() - begun)
+    return operations / min(times)
 
 
 def plain(model: str) -> float:
     """Images/s of the plain recipe."""
-    for done, _ in enumerate(plain_steps(model), 1):
+    steps = recipe.infogan_steps() if model == "infogan" else recipe.steps(model)
+    for done, _ in enumerate(steps, 1):
         if done == WARM_UP:
             begun = time.perf_counter()
         elif done > WARM_UP and time.perf_counter() - begun > SECONDS:
-            return (done - WARM_UP) * gan_mnist.Config(model=model).batch_size / (time.perf_counter() - begun)
+            return (done - WARM_UP) * config_of(model).batch_size / (time.perf_counter() - begun)
 
 
-def train_quietly(**constants: Any) -> list[dict[str, str]]:
+def train_quietly(model: str, **constants: Any) -> list[dict[str, str]]:
     """The rows of metrics.csv of a run on the CPU that leaves nothing behind, and nothing on the screen."""
     with tempfile.TemporaryDirectory() as root, contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
-        gan_mnist.train(gan_mnist.Config(**constants, root=root, device="cpu", estimate_every=0))
+        experiment = infogan_mnist if model == "infogan" else gan_mnist
+        experiment.train(config_of(model, **constants, root=root, device="cpu"))
         with open(next(Path(root).glob("outputs/*/metrics.csv")), newline="") as file:
             return list(csv.DictReader(file))
 
 
 def ours(model: str, precision: str) -> tuple[float, float]:
     """Images/s in a real run, from its second epoch to its fourth, and the process's peak memory in GB."""
-    rates = [float(row["images_per_second"]) for row in train_quietly(model=model, precision=precision, epochs=4)[1:]]
+    rates = [float(row["images_per_second"]) for row in train_quietly(model, precision=precision, epochs=4)[1:]]
     return statistics.harmonic_mean(rates), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 
 def first_step(model: str) -> float:
     """Seconds from the command to the first losses on the screen."""
-    script = Path(gan_mnist.__file__)
+    script, *chosen = ("infogan_mnist.py",) if model == "infogan" else ("gan_mnist.py", "--model", model)
+    script = Path(__file__).parent.parent / script
     with tempfile.TemporaryDirectory() as root:
         begun = time.perf_counter()
-        command = [sys.executable, script, "--model", model, "--root", root, "--device", "cpu"]
+        command = [sys.executable, script, *chosen, "--root", root, "--device", "cpu"]
         with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
             said = b""
             while b"loss D" not in said:
@@ -117,12 +139,27 @@ def flops_per_image(model: str) -> float:
 
     A product of N x a and a x b costs 2 N a b, forwards, for the weights' gradient, and for the input's where one is needed.
     """
+    if model == "infogan":
+        g, first_g = forward_flops(infogan_mnist.Generator(), 74)
+        d, first_d = forward_flops(infogan_mnist.Discriminator(), 1, 28, 28)
+        # D sees real and fake images and a distorted copy of each. Through the fakes G's gradient goes too, through the distorted ones
+        # the information's alone, which is the same for both players.
+        return 3 * g - first_g + 2 * (3 * d - first_d) + (4 * d - first_d) + 3 * d
     players = gan_mnist.make_generator(gan_mnist.Config(model=model)), gan_mnist.DISCRIMINATORS[model]()
     layers_g, layers_d = ([m.weight.numel() for m in player.modules() if isinstance(m, nn.Linear)] for player in players)
     move_g = 3 * sum(layers_g) - layers_g[0]  # noise needs no gradient
     move_d = 2 * (3 * sum(layers_d) - layers_d[0])  # on the real and on the fake; images need no gradient here,
     through_d = sum(layers_d) * (2 if model == "leaky" else 1)  # but here; in turns, the new D sees the fakes again
     return 2 * (move_g + move_d + through_d)
+
+
+def forward_flops(network: nn.Module, *shape: int) -> tuple[int, int]:
+    """Of an input of this shape: in the whole network, and in its first layer."""
+    with FlopCounterMode(display=False) as counter:
+        network.eval()(torch.zeros(1, *shape))
+    first = next(name for name, layer in network.named_modules() if hasattr(layer, "weight"))
+    by_layer = counter.get_flop_counts()
+    return counter.get_total_flops(), sum(by_layer[f"{type(network).__name__}.{first}"].values())
 
 
 class Stopwatch(TorchDispatchMode):
@@ -146,20 +183,20 @@ class Stopwatch(TorchDispatchMode):
 
 def operations(model: str, precision: str) -> tuple[list[tuple[str, float, float]], float]:
     """Operations with their calls and milliseconds a step, the slowest first; and the milliseconds of a step that isn't watched."""
-    config = gan_mnist.Config(model=model)
+    config = config_of(model)
     steps = (60_000 - config.held_out) // config.batch_size
-    epochs = train_quietly(model=model, precision=precision, epochs=4)[1:]
+    epochs = train_quietly(model, precision=precision, epochs=4)[1:]
     with Stopwatch() as stopwatch:
-        train_quietly(model=model, precision=precision, epochs=1)
+        train_quietly(model, precision=precision, epochs=1)
     table = [(name, stopwatch.calls[name] / steps, seconds / steps * 1e3) for name, seconds in stopwatch.seconds.most_common()]
     return table, statistics.mean(float(epoch["seconds"]) for epoch in epochs) / steps * 1e3
 
 
 def profile(model: str, precision: str) -> None:
     """Prints where a step's time goes, as Markdown."""
-    top = in_fresh_process(peak, precision)
+    top = in_fresh_process(peak, model, precision)
     table, step = in_fresh_process(operations, model, precision)
-    needed = flops_per_image(model) * gan_mnist.Config(model=model).batch_size / top * 1e3
+    needed = flops_per_image(model) * config_of(model).batch_size / top * 1e3
     print(f"{model}: a step takes {step:.1f} ms; its matrix products at the peak of {top / 1e9:.0f} GFLOP/s would take {needed:.1f} ms\n")
     print("| operation | calls a step | ms a step |\n|---|---|---|")
     slowest, others = table[:16], table[16:]
@@ -189,12 +226,12 @@ def main(benchmark: Benchmark) -> None:
     for model in benchmark.models:
         rounds = []
         for _ in range(benchmark.rounds):
-            top, slow = in_fresh_process(peak, precision), in_fresh_process(plain, model)
+            top, slow = in_fresh_process(peak, model, precision), in_fresh_process(plain, model)
             (fast, memory), (fp32, _) = in_fresh_process(ours, model, precision), in_fresh_process(ours, model, "fp32")
             rounds.append((slow, fast, fast / slow, fp32, fast * flops_per_image(model) / top, top / 1e9, memory, first_step(model)))
         forms = (".0f", ".0f", ".1f", ".0f", ".0%", ".0f", ".2f", ".1f")
         columns = [spread(list(values), form) for values, form in zip(zip(*rounds, strict=True), forms, strict=True)]
-        print("|", " | ".join([model, str(gan_mnist.Config(model=model).batch_size), *columns]), "|", flush=True)
+        print("|", " | ".join([model, str(config_of(model).batch_size), *columns]), "|", flush=True)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import sys
 import time
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from PIL import Image
@@ -28,6 +29,7 @@ RUNS = {  # each of a second or two, and so with several steps between any two m
     "gan_mnist leaky": ["gan_mnist.py", "--model", "leaky", "--data", DIGITS, "--batch-size", "10"],
     "gan_normal": ["gan_normal.py", "--batch-size", "64", "--picture-every", "4"],
     "gan_ring": ["gan_ring.py", "--batch-size", "64"],
+    "infogan_mnist": ["infogan_mnist.py", "--data", DIGITS, "--batch-size", "10", "--hidden", "8"],
 }
 # Forked from a process that has imported everything, a run starts at once.
 context = multiprocessing.get_context("forkserver")
@@ -119,6 +121,27 @@ def save_often() -> None:
     import utils.run
 
     utils.run.SECONDS_BETWEEN_CHECKPOINTS = 0.25
+
+
+class PlainRun(SimpleNamespace):
+    """What the steps ask of a run, without its plumbing."""
+
+    device = "cpu"
+    autocast = staticmethod(lambda: torch.autocast("cpu", enabled=False))
+
+    def backward(self, loss, player, retain_graph=False):
+        loss.backward(inputs=list(player.parameters()), retain_graph=retain_graph)
+
+    def step(self, *optimizers):
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+
+    def mean(self, values):
+        return values
+
+    def log(self, **values):
+        self.logged = vars(self).get("logged", {}) | values
 
 
 def _in_child(script: str, arguments: list[str], said: list[Path], before: object, team: tuple[int, int, int]) -> None:

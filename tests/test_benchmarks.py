@@ -6,13 +6,15 @@ import pytest
 import torch
 from conftest import PROJECT
 from PIL import Image
+from runs import PlainRun
 from safetensors import safe_open
 from torch.utils.flop_counter import FlopCounterMode
 
 import gan_mnist
+import infogan_mnist
 import sampler
-from benchmarks import classifiers, likelihood, normal, plain, precision, ring, scaling
-from benchmarks.throughput import Stopwatch, flops_per_image, spread
+from benchmarks import classifiers, infogan, likelihood, normal, plain, precision, ring, scaling
+from benchmarks.throughput import Stopwatch, flops_per_image, forward_flops, spread
 from utils.known import ImageSet
 from utils.models import read_facts, read_generator
 from utils.scores import parzen
@@ -101,6 +103,28 @@ def test_the_table_of_the_ring_names_each_seeds_modes(monkeypatch, capsys):
     assert rows[0][1:] == ["8 7 6", "91.0%", "90.0%", "20.0"]
     with pytest.raises(normal.UserError, match="no row named luck"):
         ring.main(ring.Table(rows=("luck",)))
+
+
+def test_the_table_of_infogan_names_each_seeds_error(monkeypatch, capsys):
+    information = {"info_category": 2.25, "info_continuous": 1.5, "info_shared": 2.0}
+    monkeypatch.setattr(infogan, "last_row", lambda _, seed, **__: {"error": 0.02 + seed / 100, "seconds": 90.0 + seed, **information})
+    infogan.main(infogan.Table(seeds=3))
+    rows = cells(capsys.readouterr().out)
+    assert [row[0] for row in rows] == list(infogan.ROWS)
+    assert rows[0][1:] == ["2.0% 3.0% 4.0%", "2.25", "1.50", "2.00", "1.5"]
+    with pytest.raises(normal.UserError, match="no row named luck"):
+        infogan.main(infogan.Table(rows=("luck",)))
+
+
+def test_the_operations_infogan_needs_are_those_that_pytorch_counts():
+    generator, discriminator = infogan_mnist.Generator(), infogan_mnist.Discriminator()
+    optimizers = [torch.optim.SGD(network.parameters(), 0.1) for network in (generator, discriminator)]
+    with FlopCounterMode(display=False) as counter:
+        infogan_mnist.move_at_once(PlainRun(), generator, discriminator, *optimizers, torch.rand(4, 1, 28, 28), infogan_mnist.Config())
+    # G's and D's gradients of the information go through the distorted fakes one after the other: one pass less would do.
+    d, first = forward_flops(discriminator, 1, 28, 28)
+    # (What copies tell D has no gradient, which saves 2e-5; the information of 10 x 10 categories costs a tenth of that.)
+    assert counter.get_total_flops() / 4 == pytest.approx(flops_per_image("infogan") + d - first, rel=3e-5)
 
 
 def test_the_plain_recipe_leaves_what_score_needs(digits, tmp_path, monkeypatch):

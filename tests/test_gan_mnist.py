@@ -2,10 +2,10 @@
 
 import math
 from itertools import pairwise
-from types import SimpleNamespace
 
 import pytest
 import torch
+from runs import PlainRun
 from torch import nn
 
 import gan_mnist
@@ -172,24 +172,6 @@ def test_the_schedule_is_the_papers_rule_exactly(last, warm_up):
 
 
 RATE = 0.01
-
-
-class PlainRun(SimpleNamespace):
-    """What the steps ask of a run, without its plumbing."""
-
-    device = "cpu"
-    autocast = staticmethod(lambda: torch.autocast("cpu", enabled=False))
-
-    def backward(self, loss, player, retain_graph=False):
-        loss.backward(inputs=list(player.parameters()), retain_graph=retain_graph)
-
-    def step(self, *optimizers):
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
-
-    def log(self, **values):
-        self.logged = values
 
 
 def players(model):

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from gan_mnist import Config, make_generator
 from sampler import images, latents, load
 from utils.files import replacing
-from utils.models import save_generator
+from utils.models import read_generator, save_generator
 from utils.shell import UserError
 
 
@@ -30,6 +30,29 @@ def test_half_the_bytes_make_the_same_pictures(saved):
     with safe_open(path, "pt") as file:
         assert (file.metadata()["epoch"], file.metadata()["loss_d"]) == ("7", "1.25")
     assert path.stat().st_size < 2.1 * sum(weight.numel() for weight in generator.parameters())
+
+
+def test_a_huge_matrix_is_stored_in_bytes_row_by_row(tmp_path):
+    network = torch.nn.Linear(2001, 2000)
+    network.weight.data *= torch.logspace(-6, 6, 2000)[:, None]
+    network.weight.data[7] = 0
+    save_generator(tmp_path / "a.safetensors", network, "gan_mnist", Config())
+    _, _, weights = read_generator(tmp_path / "a.safetensors")
+    assert weights.keys() == network.state_dict().keys()
+    largest = network.weight.abs().amax(1, keepdim=True)
+    assert ((weights["weight"] - network.weight).abs() <= largest / 127 * 0.501).all()
+    assert torch.equal(weights["bias"], network.bias)
+    assert (tmp_path / "a.safetensors").stat().st_size < 1.02 * network.weight.numel()
+
+
+@pytest.mark.parametrize("rows", [torch.ones(1, 9), torch.ones(9), torch.ones(8, 1), torch.tensor(1.0)])
+def test_rows_of_another_shape_are_refused(rows, saved):
+    rewrite(saved[1], weights={"a": torch.zeros(9, 1, dtype=torch.int8), "a/scale": rows})
+    with pytest.raises(UserError, match="no whole file of weights"):
+        load(saved[1])
+    rewrite(saved[1], weights={"a/scale": rows})
+    with pytest.raises(UserError, match="no whole file of weights"):
+        load(saved[1])
 
 
 def rewrite(path, weights=None, **header):

@@ -10,6 +10,7 @@ from conftest import PROJECT, assert_one_sentence
 from PIL import Image
 
 import gan_mnist
+import infogan_mnist
 import sampler
 import score
 from gan_mnist import Config
@@ -68,6 +69,22 @@ def test_a_model_is_measured_beside_real_images(few, trained, tmp_path, capsys):
     assert f"{model['log_likelihood']:.1f}" in said
     with Image.open(tmp_path / "outputs" / "trained" / "copies.png") as pairs:
         assert pairs.size == (8 * 30 + 2, 4 * 30 + 2)
+
+
+def test_the_unsupervised_error_is_that_of_the_discriminator_beside_it(few, tmp_path, monkeypatch, capsys):
+    labelled = {train: ImageSet(images, torch.arange(len(images)) % 10) for train, images in few.items()}
+    monkeypatch.setattr("utils.data.load", lambda *_, train=True: labelled[train])
+    torch.manual_seed(0)
+    config, discriminator = infogan_mnist.Config(hidden=8), infogan_mnist.Discriminator(8)
+    generator = infogan_mnist.make_generator(config)
+    for part, network in (("", generator), ("_discriminator", discriminator)):
+        save_generator(tmp_path / f"a{part}.safetensors", network, "infogan_mnist", config)
+    expected, _ = infogan_mnist.unsupervised_error(discriminator, labelled[True], labelled[False])
+    score.main(score.Score(str(tmp_path / "a.safetensors"), root=str(tmp_path)))
+    found = json.loads((tmp_path / "outputs" / "a" / "scores.json").read_text())
+    assert found["samples"]["unsupervised_error"] == pytest.approx(expected, abs=0.005)  # the file's numbers are shorter
+    assert "unsupervised_error" not in found["real"]
+    assert f"unsupervised error    {found['samples']['unsupervised_error']:.2%}" in capsys.readouterr().out
 
 
 def test_a_generator_that_copies_is_found(few, tmp_path, monkeypatch):
@@ -159,8 +176,8 @@ def test_the_table_has_a_row_for_each_command(tmp_path, capsys):
         (folder / "metrics.csv").write_text("epoch,seconds\n1,30\n2,30\n")
     score.print_table(tmp_path)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[2] == "| real images: mnist |  |  |  |  | 241.0 | 0.50 |  |  |  |"
-    assert lines[3] == "| a | big | 0, 1, 2 | 2 | 1 | 221.0 (220.0 to 222.0) | 3.00 |  |  | `python a.py` |"
+    assert lines[2] == "| real images: mnist |  |  |  |  | 241.0 | 0.50 |  |  |  |  |"
+    assert lines[3] == "| a | big | 0, 1, 2 | 2 | 1 | 221.0 (220.0 to 222.0) | 3.00 |  |  |  | `python a.py` |"
     assert len(lines) == 4
     (tmp_path / "a_1" / "metrics.csv").unlink()  # as of an epoch's generator that was measured by itself
     score.print_table(tmp_path)

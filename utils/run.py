@@ -157,6 +157,10 @@ class Run:
             optimizer.zero_grad()
         self.scaler.update()
 
+    def mean(self, values: torch.Tensor) -> torch.Tensor:
+        """Over the processes, of a tensor that needs no gradient."""
+        return self.team.mean(values.clone())
+
     def epochs(self) -> Iterator[int]:
         """The numbers of the epochs to go, from 1, or from where a resumed run stopped; ends early on Ctrl-C and on SIGTERM."""
         self._start()
@@ -250,12 +254,14 @@ class Run:
         theory: dict[str, tuple[str, float]],
         reference: dict[str, tuple[str, float]] | None = None,
         captions: bool = True,
+        beside: tuple[str, ...] = (),
     ) -> None:
         """Writes the result: the generator, or the best one if best() was asked, the GIF, the curves. After Ctrl-C or SIGTERM the
         process ends here, with status 130 or 143.
 
         curves: as save_curves in utils/images.py takes them; theory, reference: what to hold a column against, its name and value, at
-        the optimum and for the data; captions: whether the GIF's frames need the epoch above them.
+        the optimum and for the data; captions: whether the GIF's frames need the epoch above them; beside: names of tracked
+        networks to save as well, as models/<name>_<its name>.safetensors.
         """
         for number in STOPPED_BY:
             signal.signal(number, signal.SIG_IGN)  # saving takes a moment, and nothing would make it good
@@ -265,7 +271,7 @@ class Run:
             if not self.checkpoints.exist():  # somebody moved the folder away
                 self._save_checkpoint()
                 self.checkpoints.wait()
-            saved = self._save_result(generator, curves, theory, reference or {}, captions)
+            saved = self._save_result(generator, curves, theory, reference or {}, captions, beside)
             print("stopped, saved:" if self.stopping else "saved:", *saved)
             self.lock.release()
         self.team.leave()
@@ -281,6 +287,7 @@ class Run:
         theory: dict[str, tuple[str, float]],
         reference: dict[str, tuple[str, float]],
         captions: bool,
+        beside: tuple[str, ...],
     ) -> list[Path]:
         """What finish() writes; its paths."""
         facts = self.logbook.rows[-1] if self.whole else {}  # an epoch cut short has no means
@@ -288,14 +295,20 @@ class Run:
             generator.load_state_dict(self.winner["weights"])
             facts = self.winner["facts"]
             print("the result is the best generator:", ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in facts.items()))
-        save_generator(self.weights, generator, self.experiment, self.config, iteration=self.iteration + 1, **facts)
+        networks = {self.weights: generator} | {self._weights_of(part): self.parts[part] for part in beside}
+        for path, network in networks.items():
+            save_generator(path, network, self.experiment, self.config, iteration=self.iteration + 1, **facts)
         if not self.logbook.rows:
-            return [self.weights]
+            return [*networks]
         marks = {column: (f"in theory, at the optimum: {name}", value) for column, (name, value) in theory.items()}
         self._write_known()
         save_curves(self.logbook.path, curves, marks | reference, self.outputs / "curves.png")
         self.film.save(captions)
-        return [self.weights, *([self.film.gif] if self.film.frames else []), self.outputs]
+        return [*networks, *([self.film.gif] if self.film.frames else []), self.outputs]
+
+    def _weights_of(self, part: str) -> Path:
+        """Where finish() saves a network beside the generator."""
+        return self.weights.with_stem(f"{self.name}_{part}")
 
     def _start(self) -> None:
         """Makes the folders; an earlier run's of this name are emptied, unless this one resumes it. Its GIF and its weights
@@ -311,7 +324,7 @@ class Run:
         if len(self.logbook.rows) < self.config.epochs:  # what score.py says of the old weights won't be true of the new ones
             for old in [*self.outputs.glob("scores*.json"), self.outputs / "copies.png"]:
                 old.unlink(missing_ok=True)
-        for path in (self.outputs / "*", self.kept / "*", self.weights, self.film.gif):
+        for path in (self.outputs / "*", self.kept / "*", self.weights, *map(self._weights_of, self.parts), self.film.gif):
             remove_unfinished(path)
         self._write_known()
         self.logbook.write_tensorboard(self.real, self.film.of_epochs())
