@@ -92,7 +92,7 @@ class Generator(nn.Module):
     """N x 74 (noise, category, continuous codes) to N x 1 x 28 x 28 images in [0, 1]; the paper's, appendix C.1."""
 
     pixels = (0.0, 1.0)
-    noise = "uniform"
+    noise = "normal"
 
     def __init__(self, hidden: int = 1024) -> None:
         super().__init__()
@@ -107,9 +107,10 @@ class Generator(nn.Module):
         self.register_buffer("digits", torch.arange(CATEGORIES))  # that the categories were matched to, for those who show them
 
     def latent(self, count: int, device: torch.device | str, rng: torch.Generator | None = None) -> torch.Tensor:
-        numbers = torch.empty(count, NOISE + CONTINUOUS, device=device).uniform_(-1, 1, generator=rng)
+        noise = torch.empty(count, NOISE, device=device).normal_(generator=rng)
         category = torch.randint(CATEGORIES, (count,), device=device, generator=rng)
-        return with_codes(F.pad(numbers, (0, CATEGORIES)), category, numbers[:, NOISE:])
+        continuous = torch.empty(count, CONTINUOUS, device=device).uniform_(-1, 1, generator=rng)
+        return with_codes(noise, category, continuous)
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
         return widen(self.layers(z)).sigmoid()
@@ -147,7 +148,7 @@ def normal_weights(network: nn.Module) -> None:
 
 
 def with_codes(z: torch.Tensor, category: torch.Tensor, continuous: torch.Tensor) -> torch.Tensor:
-    """z (N x 74) with other codes: category int64 N in 0..9, continuous float N x 2, for the generator to be within [-1, 1]."""
+    """z (N x 74, or its noise, N x 62) with other codes: category int64 N in 0..9, continuous float N x 2, in training within [-1, 1]."""
     one_hot = F.one_hot(category, CATEGORIES).to(z.dtype)
     return torch.cat([z[:, :NOISE], one_hot, continuous], 1)
 

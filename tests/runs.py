@@ -166,8 +166,10 @@ def result(root: Path) -> dict[str, object]:
     outputs = root / "outputs" / "run"
     with open(outputs / "metrics.csv", newline="") as file:
         rows = [{name: value for name, value in row.items() if "second" not in name} for row in csv.DictReader(file)]
-    with safe_open(root / "models" / "run.safetensors", "pt") as file:
-        weights = {name: file.get_tensor(name).numpy().tobytes() for name in file.keys()}  # noqa: SIM118
+    weights = {}
+    for path in (root / "models").glob("run*.safetensors"):
+        with safe_open(path, "pt") as file:
+            weights |= {f"{path.name} {name}": file.get_tensor(name).numpy().tobytes() for name in file.keys()}  # noqa: SIM118
     pictures = [*outputs.glob("epoch_*.png"), outputs / "real.png", root / "gif" / "run.gif"]
     return {"rows": rows, "weights": weights} | {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in pictures}
 

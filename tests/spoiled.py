@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 import gan_mnist
+import infogan_mnist
 from gan_normal import Config, make_generator
 from sampler import load
 from utils import data
@@ -60,6 +61,12 @@ def write_weights(path: Path) -> None:
     save_generator(path, make_generator(Config()), "gan_normal", Config())
 
 
+def write_weights_in_bytes(path: Path) -> None:
+    config = infogan_mnist.Config(hidden=8)
+    with mock.patch("utils.models.HUGE", 1000):
+        save_generator(path, infogan_mnist.make_generator(config), "infogan_mnist", config)
+
+
 def write_checkpoint(path: Path) -> None:
     state = {"rows": [{"loss": 1.5}], "parts": {"g": {"weight": torch.arange(2000.0)}}, "random": torch.get_rng_state()}
     torch.save(state, path)
@@ -71,6 +78,7 @@ def write_picture(path: Path) -> None:
 
 READERS: dict[str, tuple[str, Callable[[Path], None], Callable[[Path], object]]] = {
     "weights": ("a.safetensors", write_weights, load),
+    "weights in bytes": ("a.safetensors", write_weights_in_bytes, load),
     "checkpoint": ("checkpoint.pt", write_checkpoint, lambda path: Checkpoints(path).load()),
     **{
         f"pictures, {ending}": (f"a.{ending}", write_picture, lambda path: data.load(str(path.parent), 28, 1))
