@@ -50,7 +50,7 @@ class Config:
     info_weight: float = 1.0
     """The paper's lambda, for the category (0: the plain GAN, whose Q learns nothing)."""
     continuous_weight: float = 0.05
-    """The same for the two continuous codes, in units of the category's."""
+    """The same for the two continuous codes, in units of the category's (in the authors' code 1)."""
     distortion: float = 1.0
     """How far the copies that Q reads the category from are turned, sheared, scaled and shifted (0: not at all, as in the paper)."""
     agreement: float = 1.0
@@ -89,10 +89,11 @@ class Config:
 
 
 class Generator(nn.Module):
-    """N x 74 (noise, category, continuous codes) to N x 1 x 28 x 28 images in [0, 1]; the paper's, appendix C.1."""
+    """N x 74 (normal noise, category, continuous codes) to N x 1 x 28 x 28 images in [0, 1]; the layers are those of appendix C.1."""
 
     pixels = (0.0, 1.0)
     noise = "normal"
+    coded = CATEGORIES + CONTINUOUS  # numbers at the end of z that aren't noise
 
     def __init__(self, hidden: int = 1024) -> None:
         super().__init__()
@@ -117,7 +118,8 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """D and Q, which share a body. N x 1 x 28 x 28 to N logits, whose sigmoid is D(x), and to N x 14 numbers for read_codes()."""
+    """D and Q, which share a body. N x 1 x 28 x 28 to N logits, whose sigmoid is D(x), and to the N x 14 parameters of Q(c|x): ten
+    logits of the category, and of the two continuous codes the means and the logarithms of the standard deviations."""
 
     def __init__(self, hidden: int = 1024) -> None:
         super().__init__()
@@ -192,7 +194,8 @@ def generator_loss(logits_fake: torch.Tensor) -> torch.Tensor:
 
 
 def category_information(reading: torch.Tensor, category: torch.Tensor) -> torch.Tensor:
-    """L = E[log Q(c|x)] + H(c) for the category, in nats: at most the information that x holds about c (equation 5).
+    """L = E[log Q(c|x)] + H(c) for the category, in nats: at most the information that x holds about c (equation 5), also where Q sees
+    a distorted copy, since that holds no more than x.
 
     reading: Q's, N x 14; category: int64 N. H(c) is log 10, and Q(c|x) the softmax of the first ten numbers.
     """
@@ -203,10 +206,10 @@ def category_information(reading: torch.Tensor, category: torch.Tensor) -> torch
 def continuous_information(reading: torch.Tensor, continuous: torch.Tensor) -> torch.Tensor:
     """The same for the two continuous codes, N x 2, together: H(c) is log 2 for each, as c is uniform on [-1, 1].
 
-    Q(c|x) is a normal distribution whose mean and logarithm of the deviation are the last numbers of the reading.
+    Q(c|x) is normal, with a standard deviation that is learned, as in the paper (the authors' code fixes it at 1, where L is negative).
     """
-    mean, log_deviation = reading[:, CATEGORIES:].chunk(2, 1)
-    log_q = -0.5 * ((continuous - mean) / log_deviation.exp()) ** 2 - log_deviation - 0.5 * math.log(2 * math.pi)
+    mean, log_std = reading[:, CATEGORIES:].chunk(2, 1)
+    log_q = -0.5 * ((continuous - mean) / log_std.exp()) ** 2 - log_std - 0.5 * math.log(2 * math.pi)
     return log_q.sum(1).mean() + CONTINUOUS * math.log(2)
 
 
@@ -263,17 +266,18 @@ def move_at_once(
     run.step(adam_d, adam_g)
     with torch.no_grad():
         d_real, d_fake = logits_real.sigmoid().mean(), logits_fake.sigmoid().mean()
-    run.log(loss_d=loss_d, loss_g=loss_g, d_real=d_real, d_fake=d_fake)
-    run.log(info_category=info_category, info_continuous=info_continuous, info_shared=info_shared)
+    information = {"info_category": info_category, "info_continuous": info_continuous, "info_shared": info_shared}
+    run.log(loss_d=loss_d, loss_g=loss_g, d_real=d_real, d_fake=d_fake, **information)
 
 
 @torch.no_grad()
 def read_categories(discriminator: nn.Module, images: torch.Tensor) -> torch.Tensor:
     """The category that Q finds likeliest for each image (uint8 N x 1 x 28 x 28): int64 N, on the CPU."""
     discriminator.eval()
-    found = [discriminator(to_unit(part))[1][:, :CATEGORIES].argmax(1) for part in images.split(1000)]
+    device = next(discriminator.parameters()).device
+    found = [discriminator(to_unit(part.to(device)))[1][:, :CATEGORIES].argmax(1).cpu() for part in images.split(1000)]
     discriminator.train()
-    return torch.cat(found).cpu()
+    return torch.cat(found)
 
 
 def match(categories: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -295,7 +299,7 @@ def unsupervised_error(discriminator: nn.Module, train: ImageSet, test: ImageSet
 
 
 def train(config: Config) -> None:
-    """One whole run; Run says what it leaves, and models/<name>_discriminator.safetensors has D and Q.
+    """One whole run; Run says what it leaves, and models/<name>/discriminator.safetensors has D and Q.
 
     Raises UserError for constants or data that can't be used.
     """
@@ -311,9 +315,9 @@ def train(config: Config) -> None:
     adam_d = Adam(discriminator.parameters(), config.learning_rate, betas=(0.5, 0.999), fused=True)
     run.track(generator=generator, discriminator=discriminator, adam_g=adam_g, adam_d=adam_d)
     rng = torch.Generator().manual_seed(config.seed)
-    column = generator.latent(10, "cpu", rng)
-    fixed_z = with_codes(column.repeat(10, 1), torch.arange(10).repeat_interleave(10), codes(column)[1].repeat(10, 1)).to(run.device)
-    labelled = [data.load(config.data, 28, 1, train=part) for part in (True, False)] if config.data in KNOWN else []
+    columns = generator.latent(10, "cpu", rng).repeat(CATEGORIES, 1)
+    fixed_z = with_codes(columns, torch.arange(CATEGORIES).repeat_interleave(10), codes(columns)[1]).to(run.device)
+    labelled = [data.load(config.data, 28, 1, train=part) for part in (True, False)] if config.data in KNOWN and run.writes else []
 
     for _ in run.epochs():
         for real in run.batches(images):

@@ -29,6 +29,7 @@ from utils.shell import UserError, command_line, require_positive, require_seed
 
 EXPERIMENTS = {"gan_normal": gan_normal, "gan_ring": gan_ring, "gan_mnist": gan_mnist, "infogan_mnist": infogan_mnist}
 CODE_FRAMES = 24  # of the GIF, for a code's way to one end, to the other and back
+FARTHEST = 100.0  # that a code is swept: a hundred times as far as in training
 LATENT_BLOCK = 64  # drawn at once: torch's generators give other numbers for other shapes
 
 Model = tyro.conf.Positional[Path]
@@ -75,14 +76,16 @@ def points(generator: nn.Module, z: torch.Tensor) -> np.ndarray:
     return generator.double().samples(z.double()).float().numpy()
 
 
-def between(a: torch.Tensor, b: torch.Tensor, share: float, noise: str) -> torch.Tensor:
+def between(a: torch.Tensor, b: torch.Tensor, share: float, noise: str, coded: int = 0) -> torch.Tensor:
     """Points on the way from a to b (N x latent), after a share of it in [0, 1).
 
     Normal noise lives near a sphere, which the straight way leaves: along the great circle (Shoemake 1985). Uniform noise
-    fills a cube, which the straight way never leaves.
+    fills a cube, which the straight way never leaves. The last `coded` numbers, which aren't noise, go straight, too.
     """
     if noise == "uniform":
         return torch.lerp(a, b, share)
+    if coded:
+        return torch.cat([between(a[:, :-coded], b[:, :-coded], share, noise), torch.lerp(a[:, -coded:], b[:, -coded:], share)], 1)
     angle = torch.acos(torch.cosine_similarity(a, b, dim=1).clamp(-1 + 1e-6, 1 - 1e-6)).unsqueeze(1)
     return (torch.sin((1 - share) * angle) * a + torch.sin(share * angle) * b) / torch.sin(angle)
 
@@ -131,7 +134,8 @@ def interpolate(
         raise UserError(f"{model} makes points, not images, so there is nothing to walk through: take the command grid")
     stops = latents(generator, rows * columns * points, seed).split(rows * columns)
     ways = zip(stops, [*stops[1:], stops[0]], strict=True)
-    frames = [between(a, b, step / steps, generator.noise) for a, b in ways for step in range(steps)]
+    coded = getattr(generator, "coded", 0)
+    frames = [between(a, b, step / steps, generator.noise, coded) for a, b in ways for step in range(steps)]
     save_gif([arrange(images(generator, z), columns) for z in frames], out, seconds=0.08)
     print(out)
 
@@ -149,21 +153,22 @@ def codes(model: Model, seed: int = 0, columns: int = 10, reach: float = 2.0, ou
     """
     require_positive(columns=columns, reach=reach)
     require_seed(seed)
+    if reach > FARTHEST:
+        raise UserError(f"reach is {reach}, expected at most {FARTHEST}: give --reach another value")
     experiment, _, generator = load(model)
     require_codes(model, generator)
     folder, gif = out or Path("outputs") / model.stem, (out or Path("gif")) / f"{model.stem}_codes.gif"
     rows = generator.digits.argsort().repeat_interleave(columns)  # the category of each image
     z = latents(generator, columns, seed).repeat(len(generator.digits), 1)
-    one, varied = torch.zeros(len(z), experiment.CONTINUOUS), torch.linspace(-reach, reach, columns).repeat(len(generator.digits))
     frames = []
     for code in range(experiment.CONTINUOUS):
-        swept = one.clone()
-        swept[:, code] = varied
+        swept = torch.zeros(len(z), experiment.CONTINUOUS)
+        swept[:, code] = torch.linspace(-reach, reach, columns).repeat(len(generator.digits))
         path = folder / f"code_{code + 1}.png"
         save_png(arrange(images(generator, experiment.with_codes(z[:1].expand(len(z), -1), rows, swept)), columns), path)
         print(path)
-        for share in range(CODE_FRAMES):
-            value = reach * math.sin(2 * math.pi * share / CODE_FRAMES)
+        for number in range(CODE_FRAMES):
+            value = reach * math.sin(2 * math.pi * number / CODE_FRAMES)
             swept[:, code] = value
             frame = arrange(images(generator, experiment.with_codes(z, rows, swept)), columns)
             frames.append(captioned(frame, f"code {code + 1}: {value:+.1f}"))
@@ -219,7 +224,7 @@ def makes_images(generator: nn.Module) -> bool:
 
 def require_codes(model: Path, generator: nn.Module) -> None:
     """UserError unless it is one whose latent space has codes in it."""
-    if not hasattr(generator, "digits"):
+    if not hasattr(generator, "coded"):
         raise UserError(f"{model} has no codes: give the file of an InfoGAN, such as models/infogan_mnist.safetensors")
 
 

@@ -81,12 +81,9 @@ def measure(model: Path, features: str, seed: int) -> tuple[dict[str, Any], torc
     learned, others = to_unit(train[: len(train) - getattr(config, "held_out", 0)]), to_unit(test[COPIES:])
     copies = copying(to_unit(samples[:COPIES]), learned, others)
     ours["copying"], real["copying"] = copies.ratio, copying(to_unit(test[:COPIES]), learned, others).ratio
-    discriminator = model.with_stem(f"{model.stem}_discriminator")
-    if hasattr(experiment, "unsupervised_error") and discriminator.exists():
-        _, _, weights = read_generator(discriminator)
-        ours["unsupervised_error"], _ = experiment.unsupervised_error(
-            fill_generator(experiment.Discriminator(config.hidden), weights, discriminator), *labelled
-        )
+    beside = model.with_suffix("") / "discriminator.safetensors"
+    if hasattr(experiment, "unsupervised_error") and beside.exists():
+        ours["unsupervised_error"], _ = experiment.unsupervised_error(load_discriminator(beside, experiment, config), *labelled)
     closest = copies.distances.argsort()[:PAIRS]
     pairs = torch.stack([samples[closest], train[copies.nearest[closest]]], 1).flatten(0, 1)
     facts = read_facts(model)
@@ -95,6 +92,16 @@ def measure(model: Path, features: str, seed: int) -> tuple[dict[str, Any], torc
         "model": getattr(config, "model", ""), "data": config.data, "seed": config.seed, "epoch": facts.get("epoch"),
         "features": named, "samples_seed": seed, "samples": ours, "real": real, **cost,
     }, pairs  # fmt: skip
+
+
+def load_discriminator(path: Path, experiment: ModuleType, config: Any) -> nn.Module:
+    """The discriminator that a run has saved beside its generator; UserError where it is another run's."""
+    name, constants, weights = read_generator(path)
+    if (name, constants) != (experiment.__name__, dataclasses.asdict(config)):
+        raise UserError(f"{path} isn't of the same run as the generator: train both again, or take the file away")
+    with torch.device("meta"):
+        discriminator = experiment.Discriminator(config.hidden)
+    return fill_generator(discriminator, weights, path)
 
 
 def against(

@@ -25,7 +25,9 @@ import tyro
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.extend(str(Path(__file__).parents[1] / folder) for folder in ("", "tests"))
+from runs import PlainRun
+
 import gan_mnist
 import gan_normal
 import gan_ring
@@ -111,27 +113,10 @@ class Launches(TorchDispatchMode):
         return operation(*args, **(kwargs or {}))
 
 
-class PlainRun:
-    """What a step asks of a run, without its plumbing."""
+class ShortRun(PlainRun):
+    """What a step asks of a run, without its plumbing, in short numbers."""
 
-    device = "cpu"
-
-    def autocast(self) -> torch.autocast:
-        return torch.autocast("cpu", torch.bfloat16)
-
-    def backward(self, loss: torch.Tensor, player: torch.nn.Module, retain_graph: bool = False) -> None:
-        loss.backward(inputs=list(player.parameters()), retain_graph=retain_graph)
-
-    def step(self, *optimizers: torch.optim.Optimizer) -> None:
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
-
-    def mean(self, values: torch.Tensor) -> torch.Tensor:
-        return values
-
-    def log(self, **_: torch.Tensor) -> None:
-        pass
+    autocast = staticmethod(lambda: torch.autocast("cpu", torch.bfloat16))
 
 
 def gpu_seconds(model: str, batch: int) -> float:
@@ -141,7 +126,7 @@ def gpu_seconds(model: str, batch: int) -> float:
     steps = {"leaky": gan_mnist.take_turns, "infogan": partial(infogan_mnist.move_at_once, config=infogan_mnist.Config())}
     step = steps.get(model, gan_mnist.move_at_once)
     with Launches() as launches, FlopCounterMode(display=False) as products:
-        step(PlainRun(), *players, *optimizers, torch.rand(batch, 1, 28, 28))
+        step(ShortRun(), *players, *optimizers, torch.rand(batch, 1, 28, 28))
     return max(launches.count * LAUNCH, products.get_total_flops() / GPU_FLOPS)
 
 

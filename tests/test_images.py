@@ -4,6 +4,7 @@ import torch
 from PIL import Image
 
 from utils.images import captioned, grid, save_curves, save_gif, to_uint8
+from utils.shell import UserError
 
 
 def test_pixels_are_rounded_and_clipped():
@@ -51,3 +52,8 @@ def test_a_column_with_gaps_is_drawn_and_an_empty_panel_is_not(tmp_path):
     save_curves(tmp_path / "metrics.csv", panels | {"three": {"c": "C"}}, {}, tmp_path / "still_two.png")
     widths = [Image.open(tmp_path / name).width for name in ("two.png", "still_two.png")]
     assert widths == [2 * 5 * 120] * 2
+
+
+def test_a_picture_too_wide_for_a_gif_is_refused(tmp_path):
+    with pytest.raises(UserError, match="a.gif would be 65536 x 1 pixels, a GIF has at most 65,535"):
+        save_gif([Image.new("L", (65_536, 1))], tmp_path / "a.gif")

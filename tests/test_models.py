@@ -6,6 +6,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+import infogan_mnist
 from gan_mnist import Config, make_generator
 from sampler import images, latents, load
 from utils.files import replacing
@@ -43,6 +44,17 @@ def test_a_huge_matrix_is_stored_in_bytes_row_by_row(tmp_path):
     assert ((weights["weight"] - network.weight).abs() <= largest / 127 * 0.501).all()
     assert torch.equal(weights["bias"], network.bias)
     assert (tmp_path / "a.safetensors").stat().st_size < 1.02 * network.weight.numel()
+
+
+def test_bytes_make_nearly_the_same_pictures(tmp_path):
+    torch.manual_seed(0)
+    generator = infogan_mnist.make_generator(infogan_mnist.Config())
+    generator(generator.latent(100, "cpu"))
+    save_generator(tmp_path / "a.safetensors", generator, "infogan_mnist", infogan_mnist.Config())
+    assert (tmp_path / "a.safetensors").stat().st_size < 8e6
+    z = latents(generator, 50, 0)
+    difference = images(load(tmp_path / "a.safetensors")[2], z).int() - images(generator.eval(), z).int()
+    assert difference.abs().max() <= 1
 
 
 @pytest.mark.parametrize("rows", [torch.ones(1, 9), torch.ones(9), torch.ones(8, 1), torch.tensor(1.0)])

@@ -16,6 +16,8 @@ from conftest import PROJECT
 from runs import EPOCHS, RUNS, Started, assert_all_whole, command, free_port, result
 
 from gan_mnist import Config, make_generator
+from utils import data
+from utils.known import ImageSet
 from utils.parallel import Replica, Team
 from utils.shell import UserError
 
@@ -83,6 +85,20 @@ def test_two_processes_train_as_one(name, digit_folder, tmp_path):
     assert row.keys() == other.keys()
     for column in row:
         assert float(other[column]) == pytest.approx(float(row[column]), rel=1e-5, abs=1e-6), column
+
+
+def labelled(folder):
+    """Makes the pictures of a folder a known set, with labels."""
+    images = data.load(str(folder), 28, 1).images
+    data.load = lambda *_, **__: ImageSet(images, torch.arange(len(images)) % 10)
+
+
+def test_the_error_without_labels_is_measured_by_the_first_process(digit_folder, tmp_path):
+    root, before = tmp_path / "root", partial(labelled, digit_folder)
+    for process in start_team("infogan_mnist", root, digit_folder, 2, "--data", "mnist", "--epochs", "1", before=before):
+        process.end(0)
+    (row,) = result(root)["rows"]
+    assert 0 < float(row["error"]) < 1
 
 
 def test_a_replica_is_like_its_network(monkeypatch):

@@ -77,14 +77,17 @@ def test_the_unsupervised_error_is_that_of_the_discriminator_beside_it(few, tmp_
     torch.manual_seed(0)
     config, discriminator = infogan_mnist.Config(hidden=8), infogan_mnist.Discriminator(8)
     generator = infogan_mnist.make_generator(config)
-    for part, network in (("", generator), ("_discriminator", discriminator)):
-        save_generator(tmp_path / f"a{part}.safetensors", network, "infogan_mnist", config)
+    for name, network in (("a", generator), ("a/discriminator", discriminator)):
+        save_generator(tmp_path / f"{name}.safetensors", network, "infogan_mnist", config)
     expected, _ = infogan_mnist.unsupervised_error(discriminator, labelled[True], labelled[False])
     score.main(score.Score(str(tmp_path / "a.safetensors"), root=str(tmp_path)))
     found = json.loads((tmp_path / "outputs" / "a" / "scores.json").read_text())
     assert found["samples"]["unsupervised_error"] == pytest.approx(expected, abs=0.005)  # the file's numbers are shorter
     assert "unsupervised_error" not in found["real"]
     assert f"unsupervised error    {found['samples']['unsupervised_error']:.2%}" in capsys.readouterr().out
+    save_generator(tmp_path / "a" / "discriminator.safetensors", discriminator, "infogan_mnist", infogan_mnist.Config(hidden=8, seed=1))
+    with pytest.raises(UserError, match="isn't of the same run as the generator"):
+        score.load_discriminator(tmp_path / "a" / "discriminator.safetensors", infogan_mnist, config)
 
 
 def test_a_generator_that_copies_is_found(few, tmp_path, monkeypatch):

@@ -11,8 +11,10 @@ import torch
 from PIL import Image, ImageDraw
 
 from utils.files import replacing
+from utils.shell import UserError
 
 GAP = 2  # pixels between the images of a grid
+GIF_LARGEST = 65_535  # pixels a side
 GIF_LEVELS = {1: 16, 3: 128}  # shades or colours of a GIF by its channels: fewer make a smaller file
 
 
@@ -54,7 +56,9 @@ def captioned(picture: Image.Image, caption: str) -> Image.Image:
 
 
 def save_gif(frames: Sequence[Image.Image], path: str | Path, seconds: float = 0.1, hold: float = 0.0) -> None:
-    """An endless GIF; every frame stands for `seconds`, the last one `hold` seconds longer."""
+    """An endless GIF; every frame stands for `seconds`, the last one `hold` seconds longer. UserError where they are too large for one."""
+    if max(frames[0].size) > GIF_LARGEST:
+        raise UserError(f"{path} would be {' x '.join(map(str, frames[0].size))} pixels, a GIF has at most {GIF_LARGEST:,}: give it less")
     levels = GIF_LEVELS[len(frames[0].getbands())]
     if frames[0].mode == "L":
         shades = [level * 255 // (levels - 1) for level in range(levels)]

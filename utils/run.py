@@ -261,7 +261,7 @@ class Run:
 
         curves: as save_curves in utils/images.py takes them; theory, reference: what to hold a column against, its name and value, at
         the optimum and for the data; captions: whether the GIF's frames need the epoch above them; beside: names of tracked
-        networks to save as well, as models/<name>_<its name>.safetensors.
+        networks to save as well, in models/<name>/.
         """
         for number in STOPPED_BY:
             signal.signal(number, signal.SIG_IGN)  # saving takes a moment, and nothing would make it good
@@ -295,7 +295,7 @@ class Run:
             generator.load_state_dict(self.winner["weights"])
             facts = self.winner["facts"]
             print("the result is the best generator:", ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in facts.items()))
-        networks = {self.weights: generator} | {self._weights_of(part): self.parts[part] for part in beside}
+        networks = {self.weights: generator} | {self.kept / f"{part}.safetensors": self.parts[part] for part in beside}
         for path, network in networks.items():
             save_generator(path, network, self.experiment, self.config, iteration=self.iteration + 1, **facts)
         if not self.logbook.rows:
@@ -305,10 +305,6 @@ class Run:
         save_curves(self.logbook.path, curves, marks | reference, self.outputs / "curves.png")
         self.film.save(captions)
         return [*networks, *([self.film.gif] if self.film.frames else []), self.outputs]
-
-    def _weights_of(self, part: str) -> Path:
-        """Where finish() saves a network beside the generator."""
-        return self.weights.with_stem(f"{self.name}_{part}")
 
     def _start(self) -> None:
         """Makes the folders; an earlier run's of this name are emptied, unless this one resumes it. Its GIF and its weights
@@ -324,7 +320,7 @@ class Run:
         if len(self.logbook.rows) < self.config.epochs:  # what score.py says of the old weights won't be true of the new ones
             for old in [*self.outputs.glob("scores*.json"), self.outputs / "copies.png"]:
                 old.unlink(missing_ok=True)
-        for path in (self.outputs / "*", self.kept / "*", self.weights, *map(self._weights_of, self.parts), self.film.gif):
+        for path in (self.outputs / "*", self.kept / "*", self.weights, self.film.gif):
             remove_unfinished(path)
         self._write_known()
         self.logbook.write_tensorboard(self.real, self.film.of_epochs())
