@@ -12,7 +12,7 @@ survives when the image is turned, sheared, scaled and shifted a little. So here
 (`distortion`), and is to find real images and their distorted copies in the same category (`agreement`).
 
 Each epoch adds a grid, one category a row, to outputs/infogan_mnist/, and the share of test images that Q puts into a wrong digit's
-category. An epoch takes MINUTES minutes on two CPU cores that have bf16 units.
+category. An epoch takes about two minutes on two CPU cores that have bf16 units.
 
     python infogan_mnist.py
     python infogan_mnist.py --info-weight 0
@@ -266,8 +266,8 @@ def move_at_once(
     run.step(adam_d, adam_g)
     with torch.no_grad():
         d_real, d_fake = logits_real.sigmoid().mean(), logits_fake.sigmoid().mean()
-    information = {"info_category": info_category, "info_continuous": info_continuous, "info_shared": info_shared}
-    run.log(loss_d=loss_d, loss_g=loss_g, d_real=d_real, d_fake=d_fake, **information)
+    nats = {"info_category": info_category, "info_continuous": info_continuous, "info_shared": info_shared}
+    run.log(loss_d=loss_d, loss_g=loss_g, d_real=d_real, d_fake=d_fake, **nats)
 
 
 @torch.no_grad()
