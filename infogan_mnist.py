@@ -246,23 +246,26 @@ def move_at_once(
     with run.autocast():
         fake = generator(z)
     copies_real, copies_fake = distorted(real, config.distortion), distorted(fake, config.distortion)
+    seen = copies_fake.detach().requires_grad_()  # the gradient of what Q reads here is the same for both players: it is found once
     with run.autocast():  # each kind of image by itself: where batch norm sees all together, D wins
         logits_real, reading_real = discriminator(real)
         logits_fake, reading_fake = discriminator(fake)
         _, reading_copies_real = discriminator(copies_real)
-        _, reading_copies_fake = discriminator(copies_fake)
+        _, reading_copies_fake = discriminator(seen)
     info_category = category_information(reading_copies_fake, category)
     info_continuous = continuous_information(reading_fake, continuous)
-    information = config.info_weight * (info_category + config.continuous_weight * info_continuous)
     info_shared = shared_information(run, reading_real, reading_copies_real)
+    weight_continuous = config.info_weight * config.continuous_weight
+    information = config.info_weight * info_category + weight_continuous * info_continuous
 
     # Discriminator: ascend log D(x) + log(1 - D(G(z))). Q: ascend lambda L.                                    (equation 6)
     loss_d = discriminator_loss(logits_real, logits_fake)
-    run.backward(loss_d - information - config.info_weight * config.agreement * info_shared, discriminator, retain_graph=True)
+    loss_q = -information - config.info_weight * config.agreement * info_shared
+    run.backward(loss_d + loss_q, discriminator, retain_graph=True, also=[seen])
 
     # Generator: ascend log D(G(z)) and lambda L.
     loss_g = generator_loss(logits_fake)
-    run.backward(loss_g - information, generator)
+    run.backward(loss_g - weight_continuous * info_continuous, generator, onward=[(copies_fake, seen.grad)])
     run.step(adam_d, adam_g)
     with torch.no_grad():
         d_real, d_fake = logits_real.sigmoid().mean(), logits_fake.sigmoid().mean()

@@ -129,8 +129,9 @@ class PlainRun(SimpleNamespace):
     device = "cpu"
     autocast = staticmethod(lambda: torch.autocast("cpu", enabled=False))
 
-    def backward(self, loss, player, retain_graph=False):
-        loss.backward(inputs=list(player.parameters()), retain_graph=retain_graph)
+    def backward(self, loss, player, retain_graph=False, also=(), onward=()):
+        tensors, gradients = zip((loss, None), *onward, strict=True)
+        torch.autograd.backward(tensors, gradients, inputs=[*player.parameters(), *also], retain_graph=retain_graph)
 
     def step(self, *optimizers):
         for optimizer in optimizers:

@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -145,10 +145,17 @@ class Run:
         dtype = torch.float16 if self.precision == "fp16" else torch.bfloat16
         return torch.autocast(self.device.type, dtype, enabled=self.precision != "fp32")
 
-    def backward(self, loss: torch.Tensor, player: nn.Module, retain_graph: bool = False) -> None:
-        """The gradient of a player's loss, for that player's weights alone; scaled under fp16, which would lose small ones."""
+    def backward(
+        self, loss: torch.Tensor, player: nn.Module, retain_graph: bool = False,
+        also: Sequence[torch.Tensor] = (), onward: Sequence[tuple[torch.Tensor, torch.Tensor]] = (),
+    ) -> None:
+        """The gradient of a player's loss, for that player's weights alone; scaled under fp16, which would lose small ones.
+
+        also: tensors that get theirs, too. onward: tensors, each with a gradient so found that is to go on from there to the player.
+        """  # fmt: skip
         with together():
-            self.scaler.scale(loss).backward(inputs=list(player.parameters()), retain_graph=retain_graph)
+            tensors, gradients = zip((self.scaler.scale(loss), None), *onward, strict=True)
+            torch.autograd.backward(tensors, gradients, inputs=[*player.parameters(), *also], retain_graph=retain_graph)
 
     def step(self, *optimizers: torch.optim.Optimizer) -> None:
         """Moves the weights along the gradients found since the last step, and forgets these."""
