@@ -263,7 +263,7 @@ def move_at_once(
     loss_q = -information - config.info_weight * config.agreement * info_shared
     run.backward(loss_d + loss_q, discriminator, retain_graph=True, also=[seen])
 
-    # Generator: ascend log D(G(z)) and lambda L.
+    # Generator: ascend log D(G(z)) and lambda L, whose part of the category goes on from where it was `seen`.
     loss_g = generator_loss(logits_fake)
     run.backward(loss_g - weight_continuous * info_continuous, generator, onward=[(copies_fake, seen.grad)])
     run.step(adam_d, adam_g)

@@ -22,7 +22,6 @@ ROWS = {
     "no distortion": {"distortion": 0.0},
     "neither": {"agreement": 0.0, "distortion": 0.0},
     "neither, as the authors weigh and step": {"agreement": 0.0, "distortion": 0.0, "continuous_weight": 1.0, "decay": 0.0},
-    "no information": {"info_weight": 0.0},
 }
 
 
@@ -34,7 +33,7 @@ class Table:
     """How many: 0, 1, 2 and so on."""
     rows: tuple[str, ...] = tuple(ROWS)
     """Which settings."""
-    epochs: int = 3
+    epochs: int = 2
     """Of each run."""
 
 
