@@ -217,8 +217,9 @@ def shared_information(run: Run, reading: torch.Tensor, reading_copies: torch.Te
     """The information that the categories of images and of their distorted copies share, in nats: log 10 where they always agree and
     all categories are as frequent (Ji et al., "Invariant Information Clustering", 2019, equations 2 and 3).
 
-    Both readings: Q's, N x 14. I = sum P log(P / (row sums x column sums)) has the gradient log(P / ...) - 1 for the joint distribution P,
-    so that the logarithm may be held fixed, at the P of all processes' images.
+    Both readings: Q's, N x 14. I = sum P log(P / (row sums x column sums)) moves with the joint distribution P as if the logarithm stood
+    still (what that adds to the gradient is the same for all of P, whose sum is 1). So each process sums its own images' P against the
+    logarithm of all processes' mean P, and the gradients' mean is that of all images' information.
     """
     p, q = (numbers[:, :CATEGORIES].softmax(1) for numbers in (reading, reading_copies))
     joint = (p.T @ q + q.T @ p) / (2 * len(p))  # 10 x 10
@@ -229,11 +230,11 @@ def shared_information(run: Run, reading: torch.Tensor, reading_copies: torch.Te
 
 def distorted(images: torch.Tensor, strength: float) -> torch.Tensor:
     """Images (N x 1 x 28 x 28), each turned, sheared, scaled and shifted by chance; what comes in from outside is black."""
-    deviations = images.new_tensor(DISTORTION) * strength
-    turn, shear, wide, high, right, down = (torch.randn_like(images.new_empty(len(images), 6)) * deviations).unbind(1)
+    chance = torch.randn(len(images), 6, dtype=images.dtype, device=images.device)
+    turn, shear, wide, high, x, y = (chance * images.new_tensor(DISTORTION) * strength).unbind(1)
     cos, sin, wide, high = turn.cos(), turn.sin(), wide.exp(), high.exp()
-    rows = [(cos * wide, (shear - sin) * wide, right), (sin * high, cos * high, down)]
-    maps = torch.stack([torch.stack(row, 1) for row in rows], 1)  # N x 2 x 3
+    rows = [(cos * wide, (shear - sin) * wide, x), (sin * high, cos * high, y)]
+    maps = torch.stack([torch.stack(row, 1) for row in rows], 1)  # N x 2 x 3, from a pixel's place to the one that it is taken from
     return F.grid_sample(images, F.affine_grid(maps, list(images.shape), align_corners=False), align_corners=False)
 
 
@@ -275,7 +276,10 @@ def move_at_once(
 
 @torch.no_grad()
 def read_categories(discriminator: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """The category that Q finds likeliest for each image (uint8 N x 1 x 28 x 28): int64 N, on the CPU."""
+    """The category that Q finds likeliest for each image (uint8 N x 1 x 28 x 28): int64 N, on the CPU.
+
+    Batch norm takes its running means, of the real images, fakes and copies of training.
+    """
     discriminator.eval()
     device = next(discriminator.parameters()).device
     found = [discriminator(to_unit(part.to(device)))[1][:, :CATEGORIES].argmax(1).cpu() for part in images.split(1000)]
@@ -333,7 +337,8 @@ def train(config: Config) -> None:
             error, digits = unsupervised_error(discriminator, *labelled)
             generator.digits.copy_(digits)
             run.log(error=error)
-    run.finish(generator, CURVES, THEORY, {"error": ("the paper: 5%", 0.05)}, beside=("discriminator",))
+    papers = {"error": ("the paper: 5%", 0.05)} if config.data == "mnist" else {}
+    run.finish(generator, CURVES, THEORY, papers, beside=("discriminator",))
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from utils.classifiers import SHAPES, load_classifier
 from utils.files import replacing
 from utils.images import grid, save_png, to_unit
 from utils.known import KNOWN
-from utils.models import fill_generator, read_facts, read_generator
+from utils.models import fill_generator, read_config, read_facts, read_generator
 from utils.scores import classes, copying, fidelity, parzen
 from utils.shell import UserError, command_line, require_seed, require_writable
 
@@ -97,7 +97,7 @@ def measure(model: Path, features: str, seed: int) -> tuple[dict[str, Any], torc
 def load_discriminator(path: Path, experiment: ModuleType, config: Any) -> nn.Module:
     """The discriminator that a run has saved beside its generator; UserError where it is another run's."""
     name, constants, weights = read_generator(path)
-    if (name, constants) != (experiment.__name__, dataclasses.asdict(config)):
+    if name != experiment.__name__ or read_config(type(config), constants, path) != config:
         raise UserError(f"{path} isn't of the same run as the generator: train both again, or take the file away")
     with torch.device("meta"):
         discriminator = experiment.Discriminator(config.hidden)

@@ -20,6 +20,8 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
+from utils.run import Run
+
 PROJECT = Path(__file__).parent.parent
 EPOCHS = 3
 DIGITS = "DIGITS"  # stands for a folder of pictures
@@ -128,15 +130,8 @@ class PlainRun(SimpleNamespace):
 
     device = "cpu"
     autocast = staticmethod(lambda: torch.autocast("cpu", enabled=False))
-
-    def backward(self, loss, player, retain_graph=False, also=(), onward=()):
-        tensors, gradients = zip((loss, None), *onward, strict=True)
-        torch.autograd.backward(tensors, gradients, inputs=[*player.parameters(), *also], retain_graph=retain_graph)
-
-    def step(self, *optimizers):
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    backward, step = Run.backward, Run.step
 
     def mean(self, values):
         return values
@@ -168,9 +163,9 @@ def result(root: Path) -> dict[str, object]:
     with open(outputs / "metrics.csv", newline="") as file:
         rows = [{name: value for name, value in row.items() if "second" not in name} for row in csv.DictReader(file)]
     weights = {}
-    for path in (root / "models").glob("run*.safetensors"):
+    for path in (root / "models").rglob("*.safetensors"):
         with safe_open(path, "pt") as file:
-            weights |= {f"{path.name} {name}": file.get_tensor(name).numpy().tobytes() for name in file.keys()}  # noqa: SIM118
+            weights |= {(path.stem, name): file.get_tensor(name).numpy().tobytes() for name in file.keys()}  # noqa: SIM118
     pictures = [*outputs.glob("epoch_*.png"), outputs / "real.png", root / "gif" / "run.gif"]
     return {"rows": rows, "weights": weights} | {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in pictures}
 

@@ -1,11 +1,13 @@
 """InfoGAN: its information against what is worked out by hand, whose weights it moves, and the matching of categories with digits."""
 
 import math
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import assert_one_sentence
 from PIL import Image
 from runs import PlainRun, result
@@ -27,7 +29,7 @@ from infogan_mnist import (
     with_codes,
 )
 from utils.known import ImageSet
-from utils.models import read_generator, save_generator
+from utils.models import save_generator
 from utils.shell import UserError
 
 
@@ -139,8 +141,8 @@ def test_shared_information_is_all_or_nothing():
 RATE = 0.01
 
 
-@pytest.mark.parametrize("info_weight", [0.0, 0.7])
-def test_a_step_moves_both_players_from_the_old_weights(info_weight, digits, monkeypatch):
+@pytest.mark.parametrize(("info_weight", "scaled"), [(0.0, False), (0.7, False), (0.7, True)])
+def test_a_step_moves_both_players_from_the_old_weights(info_weight, scaled, digits, monkeypatch):
     monkeypatch.setattr(infogan_mnist, "distorted", lambda images, strength: images.flip(3) * strength)
     config = Config(info_weight=info_weight, continuous_weight=0.3, distortion=0.9, agreement=0.6, hidden=8)
     generator, discriminator = Generator(8).double(), Discriminator(8).double()
@@ -165,7 +167,7 @@ def test_a_step_moves_both_players_from_the_old_weights(info_weight, digits, mon
         weights = list(network.parameters())
         for weight, gradient in zip(weights, torch.autograd.grad(loss, weights, retain_graph=True), strict=True):
             expected[weight] = weight.detach() - RATE * gradient
-    run = PlainRun()
+    run = PlainRun(scaler=torch.amp.GradScaler("cpu", init_scale=2**10, enabled=scaled))
     optimizers = [torch.optim.SGD(network.parameters(), RATE) for network in (generator, discriminator)]
     infogan_mnist.move_at_once(run, generator, discriminator, *optimizers, real, config)
     for weight, value in expected.items():
@@ -187,9 +189,12 @@ def test_no_distortion_changes_nothing_and_any_is_each_images_own(digits):
 @pytest.mark.parametrize(
     ("number", "amount", "expected"),
     [
+        (0, math.pi / 2, lambda x: x.rot90(1, (2, 3))),  # a quarter turn
+        (1, 2, lambda x: torch.stack([F.pad(x[:, :, row], (27, 27))[..., 2 * row : 2 * row + 28] for row in range(28)], 2)),
+        (2, math.log(2), lambda x: F.pad(F.avg_pool2d(x, (1, 2)), (7, 7, 0, 0))),  # half as wide
+        (3, math.log(2), lambda x: F.pad(F.avg_pool2d(x, (2, 1)), (0, 0, 7, 7))),  # half as high
         (4, -2 / 14, lambda x: x.roll(2, 3)),  # two pixels to the right
         (5, 3 / 14, lambda x: x.roll(-3, 2)),  # three up
-        (0, math.pi / 2, lambda x: x.rot90(1, (2, 3))),  # a quarter turn
     ],
 )
 def test_distortions_move_images_as_said(number, amount, expected, digits, monkeypatch):
@@ -197,7 +202,7 @@ def test_distortions_move_images_as_said(number, amount, expected, digits, monke
     images[:, :, 4:24, 4:24] = digits[:4, :, 4:24, 4:24] / 255
     chance = torch.zeros(4, 6)
     chance[:, number] = amount / infogan_mnist.DISTORTION[number]
-    monkeypatch.setattr(torch, "randn_like", lambda _: chance)
+    monkeypatch.setattr(torch, "randn", lambda *_, **__: chance)
     torch.testing.assert_close(distorted(images, 1.0), expected(images), atol=1e-4, rtol=0)
 
 
@@ -239,20 +244,37 @@ def test_q_reads_in_evaluation_mode_and_goes_back(digits):
     assert all(torch.equal(value, before[name]) for name, value in discriminator.state_dict().items())
 
 
-def test_a_run_with_labels_measures_and_keeps_the_digits_of_its_categories(digits, tmp_path, monkeypatch):
-    labels = torch.arange(300) % 10
-    monkeypatch.setattr("utils.data.load", lambda *_, **__: ImageSet(digits, labels))
-    config = Config(epochs=2, batch_size=50, hidden=8, root=str(tmp_path), device="cpu")
-    infogan_mnist.train(config)
-    found = sampler.load(tmp_path / "models" / "infogan_mnist.safetensors")[2]
-    assert sorted(found.digits.tolist()) == list(range(10))
-    _, _, weights = read_generator(tmp_path / "models" / "infogan_mnist" / "discriminator.safetensors")
-    Discriminator(8).load_state_dict(weights)
-    rows = (tmp_path / "outputs" / "infogan_mnist" / "metrics.csv").read_text().splitlines()
-    assert "info_category" in rows[0]
-    assert "info_continuous" in rows[0]
-    column = rows[0].split(",").index("error")
-    assert all(0 < float(row.split(",")[column]) < 1 for row in rows[1:])
+def test_labels_measure_a_run_and_name_its_categories_but_teach_it_nothing(digits, tmp_path, monkeypatch, capsys):
+    measured, results = [], []
+    # So short a run leaves Q with one category for all; instead images have any, whatever Q says.
+    monkeypatch.setattr(infogan_mnist, "read_categories", lambda _, images: images.sum((1, 2, 3)) % 10)
+    monkeypatch.setattr(infogan_mnist, "unsupervised_error", lambda *of: measured.append(unsupervised_error(*of)) or measured[-1])
+    for root, labels in (("a", torch.arange(300) % 10), ("b", torch.arange(300) // 30)):
+        monkeypatch.setattr("utils.data.load", lambda *_, labels=labels, **__: ImageSet(digits, labels))
+        infogan_mnist.train(Config(epochs=2, batch_size=50, hidden=8, name="run", root=str(tmp_path / root), device="cpu"))
+        found = result(tmp_path / root)
+        errors, last = zip(*measured[-2:], strict=True)
+        assert [float(row.pop("error")) for row in found["rows"]] == pytest.approx(errors)
+        assert last[-1].tolist() != list(range(10))
+        assert found["weights"].pop(("run", "digits")) == last[-1].numpy().tobytes()
+        results.append(found)
+    assert measured[1][0] != measured[3][0]
+    assert results[0] == results[1]
+    shown = {"info_category", "info_continuous", "info_shared"}
+    assert shown <= set(results[0]["rows"][0])
+    assert shown | {"error"} <= {column for panel in infogan_mnist.CURVES.values() for column in panel}
+    bar = capsys.readouterr().err.split("\r")[-1].rstrip()
+    numbers = re.fullmatch(r"2/2 (loss D .* G .* info .* \+ .* error \S+ )[█▏▎▍▌▋▊▉]+ \S+ img/s \d\d:\d\d", bar)[1]
+    assert len(f"100/100 {numbers}# 17.5k img/s 59:59") < 80
+
+
+def test_a_run_without_information_has_a_name_of_its_own_and_rates_that_fall(digit_folder, tmp_path):
+    infogan_mnist.train(Config(info_weight=0, epochs=2, batch_size=50, hidden=8, data=str(digit_folder), root=str(tmp_path), device="cpu"))
+    parts = torch.load(tmp_path / "outputs" / "infogan_mnist_plain" / "checkpoint.pt", weights_only=True)["parts"]
+    for name, rate in (("adam_g", Config.generator_rate), ("adam_d", Config.learning_rate)):
+        (group,) = parts[name]["param_groups"]
+        assert group["lr"] == pytest.approx(rate / 12)  # before the last of two epochs' 12 steps
+        assert tuple(group["betas"]) == (0.5, 0.999)
 
 
 def test_a_resumed_run_with_labels_ends_as_one_never_stopped(digits, tmp_path, monkeypatch):

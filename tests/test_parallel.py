@@ -35,7 +35,9 @@ def exact():
     torch.set_default_dtype(torch.float64)
     Dropout.forward = lambda self, x: x
     torch.nn.modules.batchnorm._BatchNorm.train = lambda self, mode=True: self
-    torch.randn_like = lambda like: torch.randn(len(like) * team.size, *like.shape[1:])[team.rank :: team.size]
+    randn = torch.randn
+    torch.randn = lambda count, *shape, **kind: randn(count * team.size, *shape, **kind)[team.rank :: team.size]
+    torch.randn_like = lambda like: torch.randn(*like.shape)
     team, place, track, steps, step = Team(), Run.place, Run.track, Run.steps, Run.step
     gradients, weights = [], []
 

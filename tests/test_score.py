@@ -1,5 +1,6 @@
 """score.py on a few digits, and that what is committed agrees with what the README says."""
 
+import dataclasses
 import json
 import subprocess
 from pathlib import Path
@@ -85,6 +86,9 @@ def test_the_unsupervised_error_is_that_of_the_discriminator_beside_it(few, tmp_
     assert found["samples"]["unsupervised_error"] == pytest.approx(expected, abs=0.005)  # the file's numbers are shorter
     assert "unsupervised_error" not in found["real"]
     assert f"unsupervised error    {found['samples']['unsupervised_error']:.2%}" in capsys.readouterr().out
+    older = dataclasses.make_dataclass("Config", ["hidden"])(8)  # from before there were more constants
+    save_generator(tmp_path / "a" / "discriminator.safetensors", discriminator, "infogan_mnist", older)
+    score.load_discriminator(tmp_path / "a" / "discriminator.safetensors", infogan_mnist, config)
     save_generator(tmp_path / "a" / "discriminator.safetensors", discriminator, "infogan_mnist", infogan_mnist.Config(hidden=8, seed=1))
     with pytest.raises(UserError, match="isn't of the same run as the generator"):
         score.load_discriminator(tmp_path / "a" / "discriminator.safetensors", infogan_mnist, config)

@@ -151,7 +151,8 @@ class Run:
     ) -> None:
         """The gradient of a player's loss, for that player's weights alone; scaled under fp16, which would lose small ones.
 
-        also: tensors that get theirs, too. onward: tensors, each with a gradient so found that is to go on from there to the player.
+        also: tensors that get theirs in their .grad, as scaled as the loss. onward: tensors, each with a gradient found like that since
+        the last step, which goes on from there to the player.
         """  # fmt: skip
         with together():
             tensors, gradients = zip((self.scaler.scale(loss), None), *onward, strict=True)
