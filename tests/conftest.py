@@ -1,4 +1,5 @@
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -75,6 +76,14 @@ def process():
             child.communicate(timeout=30)
         except subprocess.TimeoutExpired:
             child.kill()
+
+
+def assert_bar_fits(stderr):
+    """The bar of a run of two epochs has room for more and for faster ones in 80 columns. Returns the numbers that it shows at the end."""
+    bar = stderr.split("\r")[-1].rstrip()  # where the line before was longer, it ends in spaces
+    numbers = re.fullmatch(r"2/2 (.* )[█▏▎▍▌▋▊▉]+ \S+ img/s \d\d:\d\d", bar)[1]
+    assert len(f"100/100 {numbers}# 17.5k img/s 59:59") < 80
+    return numbers
 
 
 def assert_one_sentence(status, stderr, *words):
