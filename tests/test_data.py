@@ -69,6 +69,17 @@ def test_broken_images_are_named_counted_and_skipped(tmp_path, capsys):
     assert "b.png, d.jpg" in said
 
 
+def test_small_pictures_are_enlarged_and_counted_and_greys_become_colours(tmp_path, capsys):
+    for name, size in (("a", (9, 40)), ("b", (32, 32)), ("c", (31, 31))):
+        Image.new("L", size, 77).save(tmp_path / f"{name}.png")
+    images = data.load(str(tmp_path), 32, 3).images
+    assert images.shape == (3, 3, 32, 32)
+    assert (images == 77).all()
+    assert "enlarged 2 of 3 images" in capsys.readouterr().err
+    assert len(data.load(str(tmp_path), 9, 3).images) == 3
+    assert not capsys.readouterr().err
+
+
 def test_what_should_not_be_opened_is_skipped(tmp_path, capsys):
     folder, elsewhere = tmp_path / "pictures", tmp_path / "elsewhere"
     for place in (folder, elsewhere):

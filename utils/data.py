@@ -70,7 +70,8 @@ def _fit_picture(picture: Image.Image, size: int, mode: str) -> Image.Image:
 
 
 def _load_folder(folder: Path, size: int, channels: int) -> torch.Tensor:
-    """Every image below a folder, in the order of their paths; those that can't be read are named on stderr and skipped.
+    """Every image below a folder, in the order of their paths; those that can't be read are named on stderr and skipped, those that had
+    to be enlarged are counted there.
 
     So are links to nothing or elsewhere, and pictures so large that only a decompression bomb would be (for Pillow: from 90 million
     pixels on). Linked folders aren't entered.
@@ -80,7 +81,7 @@ def _load_folder(folder: Path, size: int, channels: int) -> torch.Tensor:
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in endings and (os.path.isfile(path) or path.is_symlink()))
     if not paths:
         raise UserError(f"the folder {folder} has no images: expected files such as .png or .jpg in it or anywhere below it")
-    images, broken = [], []
+    images, broken, small = [], [], 0
     for path in paths:
         try:
             target = path.resolve()
@@ -91,6 +92,7 @@ def _load_folder(folder: Path, size: int, channels: int) -> torch.Tensor:
                 warnings.simplefilter("error", Image.DecompressionBombWarning)
                 with Image.open(path, formats=FORMATS) as picture:
                     fitted = np.asarray(_fit_picture(picture, size, MODES[channels]))
+                    small += min(picture.size) < size
             images.append(fitted.reshape(size, size, channels))
         except Exception:  # Pillow's decoders raise many kinds
             broken.append(path)
@@ -99,4 +101,6 @@ def _load_folder(folder: Path, size: int, channels: int) -> torch.Tensor:
         if not images:
             raise UserError(f"none of the {len(paths)} images in {folder} can be read ({names}): replace them with whole ones")
         print(f"skipped {len(broken)} of {len(paths)} images in {folder} that can't be read: {names}", file=sys.stderr)
+    if small:
+        print(f"enlarged {small} of {len(images)} images in {folder} to {size} pixels: they will look blurred", file=sys.stderr)
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
