@@ -12,6 +12,13 @@ from utils.checkpoints import Checkpoints
 from utils.shell import UserError
 
 
+@pytest.fixture(autouse=True, params=["buffered", "straight to the file"])
+def way(request, monkeypatch):
+    """Of writing: small states are copied in memory first."""
+    if request.param != "buffered":
+        monkeypatch.setattr("utils.checkpoints.BUFFERED", 0)
+
+
 def saved(checkpoints, *values):
     for value in values:
         checkpoints.save({"weight": torch.full((1000,), float(value))})

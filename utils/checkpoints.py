@@ -3,7 +3,9 @@
 import io
 import os
 import zipfile
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -13,6 +15,7 @@ from utils.files import VANISHED, to_disk
 from utils.shell import FLUSHING, UserError
 from utils.state import State, tensors
 
+BUFFERED = 2**28  # bytes; a larger state isn't copied in memory first
 UNPACKED = 4  # times the file that its tensors may take: networks that share weights share them there too
 
 
@@ -34,14 +37,18 @@ class Checkpoints:
         return self.path.exists() or self.before.exists()
 
     def save(self, state: State) -> None:
-        """Takes a state, and writes it while the caller goes on; wait() says that it is on the disk.
+        """Takes a state, and writes it while the caller goes on, unless it is large; wait() says that it is on the disk.
 
         Raises UserError where the one before can't be written. A folder that vanishes meanwhile comes back.
         """
+        if sum(tensor.numel() * tensor.element_size() for tensor in tensors(state)) > BUFFERED:
+            self.wait()
+            self._flush(partial(_put, state))
+            return
         content = io.BytesIO()
         torch.save(state, content)
         self.wait()
-        self.flushing = self.thread.submit(self._flush, content.getbuffer())
+        self.flushing = self.thread.submit(self._flush, lambda file: file.write(content.getbuffer()))
         FLUSHING.add(self.flushing)
         self.flushing.add_done_callback(FLUSHING.discard)
 
@@ -51,21 +58,21 @@ class Checkpoints:
             flushing, self.flushing = self.flushing, None
             flushing.result()
 
-    def _flush(self, content: memoryview) -> None:
+    def _flush(self, put: Callable[[BinaryIO], object]) -> None:
         for again in (True, False):
             try:
-                return self._write(content)
+                return self._write(put)
             except OSError as error:
                 if not (again and isinstance(error, VANISHED)):
                     hint = "make room, or choose a place that can be written to; then --resume goes on"
                     raise UserError(f"can't write {self.path} ({error.strerror or error}): {hint}") from error
 
-    def _write(self, content: memoryview) -> None:
+    def _write(self, put: Callable[[BinaryIO], object]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.spare.exists():
             os.replace(self.spare, self.unfinished)
         with open(self.unfinished, "r+b" if self.unfinished.exists() else "wb") as file:
-            file.write(content)
+            put(file)
             file.truncate()
             os.fsync(file.fileno())
         for old, new in ((self.before, self.spare), (self.path, self.before), (self.unfinished, self.path)):
@@ -96,6 +103,14 @@ class Checkpoints:
         """All of its files."""
         for path in (self.path, self.before, self.spare, self.unfinished):
             path.unlink(missing_ok=True)
+
+
+def _put(state: State, file: BinaryIO) -> None:
+    """torch.save; where there is no room, with the system's error and not torch's, which doesn't say so."""
+    try:
+        torch.save(state, file)
+    except RuntimeError as error:
+        raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
 def _read(file: BinaryIO) -> State:
