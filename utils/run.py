@@ -146,16 +146,17 @@ class Run:
         return torch.autocast(self.device.type, dtype, enabled=self.precision != "fp32")
 
     def backward(
-        self, loss: torch.Tensor, player: nn.Module, retain_graph: bool = False,
+        self, loss: torch.Tensor | None, player: nn.Module, retain_graph: bool = False,
         also: Sequence[torch.Tensor] = (), onward: Sequence[tuple[torch.Tensor, torch.Tensor]] = (),
     ) -> None:
         """The gradient of a player's loss, for that player's weights alone; scaled under fp16, which would lose small ones.
 
         also: tensors that get theirs in their .grad, as scaled as the loss. onward: tensors, each with a gradient found like that since
-        the last step, which goes on from there to the player.
+        the last step, which goes on from there to the player; the loss may be None beside them.
         """  # fmt: skip
         with together():
-            tensors, gradients = zip((self.scaler.scale(loss), None), *onward, strict=True)
+            own = [] if loss is None else [(self.scaler.scale(loss), None)]
+            tensors, gradients = zip(*own, *onward, strict=True)
             torch.autograd.backward(tensors, gradients, inputs=[*player.parameters(), *also], retain_graph=retain_graph)
 
     def step(self, *optimizers: torch.optim.Optimizer) -> None:

@@ -1,0 +1,98 @@
+"""The convolutions of utils/convolution.py against PyTorch's own in float64."""
+
+import pytest
+import torch
+from torch import nn
+
+from utils.convolution import Conv2d, ConvTranspose2d, no_weight_gradients
+
+LAYERS = [  # ours, PyTorch's, what both are made with
+    (Conv2d, nn.Conv2d, (6, 8, 4, 2, 1)),
+    (Conv2d, nn.Conv2d, (3, 8, 2, 2)),
+    (ConvTranspose2d, nn.ConvTranspose2d, (6, 8, 4, 2, 1)),
+    (ConvTranspose2d, nn.ConvTranspose2d, (6, 3, 5, 3)),
+]
+SHORT = 2**-8  # the relative error of a bf16 number; sums of a few hundred such errors of either sign stay within a few of these
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+def pair(ours, theirs, shape):
+    """A layer of ours and PyTorch's in float64, with the same weights, which bf16 holds exactly."""
+    layer, reference = ours(*shape), theirs(*shape).double()
+    with torch.no_grad():
+        for a, b in zip(layer.parameters(), reference.parameters(), strict=True):
+            a.copy_(a.bfloat16())
+            b.copy_(a)
+    return layer, reference
+
+
+def assert_close(found, expected):
+    assert (found.double() - expected).norm() < 2 * SHORT * expected.norm()
+
+
+def images(channels):
+    return torch.randn(5, channels, 8, 8).bfloat16().float().requires_grad_()
+
+
+@pytest.mark.parametrize(("ours", "theirs", "shape"), LAYERS)
+def test_the_output_and_all_gradients_are_pytorchs(ours, theirs, shape):
+    layer, reference = pair(ours, theirs, shape)
+    x = images(shape[0])
+    with torch.autocast("cpu", torch.bfloat16):
+        y = layer(x)
+    exact = x.detach().double().requires_grad_()
+    expected = reference(exact)
+    assert y.dtype == torch.bfloat16
+    assert_close(y, expected)
+    pull = torch.randn_like(expected).bfloat16()
+    found = torch.autograd.grad(y, [x, *layer.parameters()], pull)
+    for a, b in zip(found, torch.autograd.grad(expected, [exact, *reference.parameters()], pull.double()), strict=True):
+        assert_close(a, b)
+
+
+@pytest.mark.parametrize(("ours", "theirs", "shape"), LAYERS)
+def test_a_penalty_on_the_gradient_moves_the_weights_as_with_pytorchs(ours, theirs, shape):
+    """The loss is |dy/dx|^2 of a y that isn't linear in x."""
+    found, start = [], images(shape[0]).detach()
+    for layer in pair(ours, theirs, shape):
+        x = start.to(layer.weight.dtype).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=layer.weight.dtype == torch.float32):
+            y = layer(x).square().sum()
+        with no_weight_gradients():
+            (gradient,) = torch.autograd.grad(y, x, create_graph=True)
+        found.append(torch.autograd.grad(gradient.square().sum(), layer.weight)[0])
+    assert (found[0].double() - found[1]).norm() < 4 * SHORT * found[1].norm()  # twice as many roundings on the way
+
+
+@pytest.mark.parametrize(("ours", "theirs", "shape"), LAYERS)
+def test_without_weight_gradients_the_inputs_is_the_same(ours, theirs, shape):
+    layer, _ = pair(ours, theirs, shape)
+    x = images(shape[0])
+    with torch.autocast("cpu", torch.bfloat16):
+        y = layer(x)
+    y.sum().backward(retain_graph=True)
+    expected, x.grad, layer.weight.grad = x.grad, None, None
+    with no_weight_gradients():
+        y.sum().backward()
+    assert torch.equal(x.grad, expected)
+    assert layer.weight.grad is None
+
+
+def test_sizes_that_leave_a_rest_are_left_to_pytorch():
+    layer, reference = pair(Conv2d, nn.Conv2d, (3, 4, 4, 2, 1))
+    x = torch.randn(2, 3, 9, 8).bfloat16().float().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        (found,) = torch.autograd.grad(layer(x).sum(), x)
+    exact = x.detach().double().requires_grad_()
+    assert_close(found, torch.autograd.grad(reference(exact).sum(), exact)[0])
+
+
+@pytest.mark.parametrize(("ours", "theirs", "shape"), LAYERS)
+def test_in_float32_they_are_pytorchs(ours, theirs, shape):
+    layer, reference = pair(ours, theirs, shape)
+    x = images(shape[0])
+    assert torch.equal(layer(x), reference.float()(x))

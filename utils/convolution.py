@@ -1,0 +1,113 @@
+"""Convolutions whose weights' gradient doesn't choke a CPU."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+_wanted = True  # whether a backward pass is after the weights' gradients
+
+
+@contextmanager
+def no_weight_gradients() -> Iterator[None]:
+    """Around a backward pass that only is to reach a network's input: PyTorch can't tell the classes below, which would find both."""
+    global _wanted
+    _wanted = False
+    try:
+        yield
+    finally:
+        _wanted = True
+
+
+class Conv2d(nn.Conv2d):
+    """nn.Conv2d, without dilation and groups, whose weights' gradient is one matrix product, in bf16 on a CPU and with a stride that
+    leaves no rest.
+
+    PyTorch's own takes up to twice as long there.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight = self.weight  # once: where it is normalised, each reading computes it anew
+        rest = any((side + 2 * self.padding[0] - self.kernel_size[0]) % self.stride[0] for side in x.shape[2:])
+        if rest or not _slow(weight, self.stride):
+            return F.conv2d(x, weight, self.bias, self.stride, self.padding)
+        return _Conv.apply(_short(x), _short(weight), self.bias, self.stride[0], self.padding[0])
+
+
+class ConvTranspose2d(nn.ConvTranspose2d):
+    """The same for nn.ConvTranspose2d, without output_padding."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight = self.weight
+        if not _slow(weight, self.stride):
+            return F.conv_transpose2d(x, weight, self.bias, self.stride, self.padding)
+        return _ConvTranspose.apply(_short(x), _short(weight), self.bias, self.stride[0], self.padding[0])
+
+
+def _slow(weight: torch.Tensor, stride: tuple[int, ...]) -> bool:
+    """Whether PyTorch would take long over the gradient of this weight."""
+    short = torch.is_autocast_enabled("cpu") and weight.dtype == torch.float32  # which autocast shortens, not float64
+    return short and stride[0] > 1 and weight.device.type == "cpu" and torch.is_grad_enabled()
+
+
+def _short(x: torch.Tensor) -> torch.Tensor:
+    """In the short floats of autocast, the channels of a pixel side by side."""
+    return x.to(torch.get_autocast_dtype("cpu"), memory_format=torch.channels_last)
+
+
+class _Conv(torch.autograd.Function):
+    """Backwards it does what can be differentiated again."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, stride, padding):
+        ctx.save_for_backward(x, weight)
+        ctx.stride, ctx.padding = stride, padding
+        return F.conv2d(x, weight, None if bias is None else bias.to(x.dtype), stride, padding)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        x, weight = ctx.saved_tensors
+        gradient = gradient.contiguous(memory_format=torch.channels_last)
+        of_x = of_weight = of_bias = None
+        if ctx.needs_input_grad[0]:
+            of_x = _ConvTranspose.apply(gradient, weight, None, ctx.stride, ctx.padding)
+        if _wanted:
+            of_weight = _weight_gradient(x, gradient, weight.shape[-1], ctx.stride, ctx.padding)
+            of_bias = gradient.sum((0, 2, 3), dtype=torch.float32) if ctx.needs_input_grad[2] else None
+        return of_x, of_weight, of_bias, None, None
+
+
+class _ConvTranspose(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, bias, stride, padding):
+        ctx.save_for_backward(x, weight)
+        ctx.stride, ctx.padding = stride, padding
+        return F.conv_transpose2d(x, weight, None if bias is None else bias.to(x.dtype), stride, padding)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        x, weight = ctx.saved_tensors
+        gradient = gradient.contiguous(memory_format=torch.channels_last)
+        of_x = of_weight = of_bias = None
+        if ctx.needs_input_grad[0]:
+            of_x = _Conv.apply(gradient, weight, None, ctx.stride, ctx.padding)
+        if _wanted:
+            of_weight = _weight_gradient(gradient, x, weight.shape[-1], ctx.stride, ctx.padding)
+            of_bias = gradient.sum((0, 2, 3), dtype=torch.float32) if ctx.needs_input_grad[2] else None
+        return of_x, of_weight, of_bias, None, None
+
+
+def _weight_gradient(large: torch.Tensor, small: torch.Tensor, kernel: int, stride: int, padding: int) -> torch.Tensor:
+    """Of the convolution that takes `large` (N x C x H x W) to the shape of `small` (N x c x h x w): c x C x kernel x kernel.
+
+    It is the product of `small` as a matrix (Nhw x c) and of the windows of `large` (Nhw x kernel kernel C).
+    """
+    count, channels, height, width = small.shape
+    wide = F.pad(large.permute(0, 2, 3, 1), (0, 0, padding, padding, padding, padding))  # N x H x W x C
+    image, row, column, _ = wide.stride()
+    line = kernel * large.shape[1]  # of a window, which lies in one piece
+    windows = wide.as_strided((count, height, width, kernel, line), (image, stride * row, stride * column, row, 1))
+    product = small.permute(0, 2, 3, 1).reshape(-1, channels).T @ windows.reshape(count * height * width, kernel * line)
+    return product.view(channels, kernel, kernel, large.shape[1]).permute(0, 3, 1, 2)
