@@ -17,6 +17,8 @@ import torch
 import tyro
 from torch import nn
 
+import dcgan_cifar10
+import gan_cifar10_conv
 import gan_mnist
 import gan_normal
 import gan_ring
@@ -27,7 +29,10 @@ from utils.images import grid as arrange
 from utils.models import fill_generator, read_config, read_generator
 from utils.shell import UserError, command_line, require_positive, require_seed
 
-EXPERIMENTS = {"gan_normal": gan_normal, "gan_ring": gan_ring, "gan_mnist": gan_mnist, "infogan_mnist": infogan_mnist}
+EXPERIMENTS = {
+    "gan_normal": gan_normal, "gan_ring": gan_ring, "gan_mnist": gan_mnist, "infogan_mnist": infogan_mnist,
+    "gan_cifar10_conv": gan_cifar10_conv, "dcgan_cifar10": dcgan_cifar10,
+}  # fmt: skip
 CODE_FRAMES = 24  # of the GIF, for a code's way to one end, to the other and back
 FARTHEST = 100.0  # that a code is swept: a hundred times as far as in training
 LATENT_BLOCK = 64  # drawn at once: torch's generators give other numbers for other shapes

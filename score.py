@@ -89,8 +89,8 @@ def measure(model: Path, features: str, seed: int) -> tuple[dict[str, Any], torc
     facts = read_facts(model)
     return {
         "command": facts.get("command") or command(experiment, config),
-        "model": getattr(config, "model", ""), "data": config.data, "seed": config.seed, "epoch": facts.get("epoch"),
-        "features": named, "samples_seed": seed, "samples": ours, "real": real, **cost,
+        "model": getattr(config, "model", getattr(config, "recipe", "")), "data": config.data, "seed": config.seed,
+        "epoch": facts.get("epoch"), "features": named, "samples_seed": seed, "samples": ours, "real": real, **cost,
     }, pairs  # fmt: skip
 
 

@@ -25,7 +25,7 @@ from unittest import mock
 import tyro
 
 sys.path.extend(str(Path(__file__).parents[1] / folder) for folder in ("", "tests"))
-from runs import RUNS, Started, assert_all_whole, digit_pictures, result, save_often
+from runs import RUNS, Started, assert_all_whole, make_pictures, result, save_often
 from spoiled import READERS, spoil, spoil_values
 
 import gan_mnist
@@ -125,7 +125,7 @@ def main(table: Table) -> None:
     require_not_negative(kills=table.kills, mutants=table.mutants)
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "digits"
-        digit_pictures(data)
+        make_pictures(data)
         if table.kills:
             head("run", "killed", "while writing a file", "before its first checkpoint", "ends like one never killed")
             for name in table.runs:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from runs import STARTED, digit_pictures
+from runs import STARTED, make_pictures
 
 PROJECT = Path(__file__).parent.parent
 
@@ -38,8 +38,21 @@ def digits():
 def digit_folder(tmp_path_factory):
     """The same as a folder of pictures."""
     folder = tmp_path_factory.mktemp("digits") / "pictures"
-    digit_pictures(folder)
+    make_pictures(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def photos():
+    """The first 100 training images of CIFAR-10, uint8 100 x 3 x 32 x 32."""
+    sprite = np.asarray(Image.open(Path(__file__).parent / "photos.png"))
+    return torch.from_numpy(sprite.reshape(10, 32, 10, 32, 3).transpose(0, 2, 4, 1, 3).reshape(100, 3, 32, 32).copy())
+
+
+@pytest.fixture(scope="session")
+def photo_folder(digit_folder):
+    """The first 100 training images of CIFAR-10 as a folder of pictures."""
+    return digit_folder.with_name("photos")
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from utils.run import Run
 
 PROJECT = Path(__file__).parent.parent
 EPOCHS = 3
-DIGITS = "DIGITS"  # stands for a folder of pictures
+DIGITS, PHOTOS = "DIGITS", "PHOTOS"  # stand for folders of pictures
 RUNS = {  # each of a second or two, and so with several steps between any two moments that a test may pick
     "gan_mnist maxout": ["gan_mnist.py", "--model", "maxout", "--data", DIGITS, "--batch-size", "10"],
     "gan_mnist batchnorm": ["gan_mnist.py", "--model", "batchnorm", "--data", DIGITS, "--batch-size", "10", "--average", "0"],
@@ -32,24 +32,31 @@ RUNS = {  # each of a second or two, and so with several steps between any two m
     "gan_normal": ["gan_normal.py", "--batch-size", "64", "--picture-every", "4"],
     "gan_ring": ["gan_ring.py", "--batch-size", "64"],
     "infogan_mnist": ["infogan_mnist.py", "--data", DIGITS, "--batch-size", "10", "--hidden", "8"],
-}
+    "dcgan_cifar10 paper": ["dcgan_cifar10.py", "--recipe", "paper", "--data", PHOTOS, "--batch-size", "4", "--base", "4"],
+    "dcgan_cifar10 modern": ["dcgan_cifar10.py", "--data", PHOTOS, "--batch-size", "4", "--base", "4"],
+    "gan_cifar10_conv": [
+        "gan_cifar10_conv.py", "--data", PHOTOS, "--batch-size", "4", "--hidden", "16", "--maps", "4", "--channels", "4", "--units", "8"
+    ],
+}  # fmt: skip
 # Forked from a process that has imported everything, a run starts at once.
 context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload([*{script.removesuffix(".py") for script, *_ in RUNS.values()}, "matplotlib.figure", "torch._dynamo"])
 
 
-def digit_pictures(folder: Path) -> None:
-    """Fills a folder with the first 300 training images of MNIST, from digits.png: PNGs of 28 x 28 pixels."""
-    folder.mkdir()
-    with Image.open(Path(__file__).parent / "digits.png") as sprite:
-        for number in range(300):
-            left, top = number % 20 * 28, number // 20 * 28
-            sprite.crop((left, top, left + 28, top + 28)).save(folder / f"{number:03d}.png")
+def make_pictures(folder: Path) -> None:
+    """Fills a folder with the first 300 training images of MNIST, 28 x 28, and one beside it, "photos", with the first 100 of CIFAR-10."""
+    for sprite, size, columns, count, target in (("digits", 28, 20, 300, folder), ("photos", 32, 10, 100, folder.with_name("photos"))):
+        target.mkdir()
+        with Image.open(Path(__file__).parent / f"{sprite}.png") as picture:
+            for number in range(count):
+                left, top = number % columns * size, number // columns * size
+                picture.crop((left, top, left + size, top + size)).save(target / f"{number:03d}.png")
 
 
 def command(name: str, root: Path, data: Path, *more: str) -> list[str]:
     """A run's script and arguments: below `root`, under the name "run"."""
-    start = [str(data) if argument == DIGITS else argument for argument in RUNS[name]]
+    folders = {DIGITS: str(data), PHOTOS: str(data.with_name("photos"))}
+    start = [folders.get(argument, argument) for argument in RUNS[name]]
     return [*start, "--name", "run", "--root", str(root), "--device", "cpu", "--epochs", str(EPOCHS), *more]
 
 

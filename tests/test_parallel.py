@@ -35,7 +35,8 @@ def exact():
     torch.set_default_dtype(torch.float64)
     Dropout.forward = lambda self, x: x
     torch.nn.modules.batchnorm._BatchNorm.train = lambda self, mode=True: self
-    randn = torch.randn
+    rand, randn = torch.rand, torch.randn
+    torch.rand = lambda count, *shape, **kind: rand(count * team.size, *shape, **kind)[team.rank :: team.size]
     torch.randn = lambda count, *shape, **kind: randn(count * team.size, *shape, **kind)[team.rank :: team.size]
     torch.randn_like = lambda like: torch.randn(*like.shape)
     team, place, track, steps, step = Team(), Run.place, Run.track, Run.steps, Run.step

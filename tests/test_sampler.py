@@ -4,6 +4,8 @@ import torch
 from conftest import assert_one_sentence
 from PIL import Image
 
+import dcgan_cifar10
+import gan_cifar10_conv
 import gan_normal
 import gan_ring
 import sampler
@@ -28,6 +30,24 @@ def test_grid_writes_a_png_that_the_seed_decides(weights, tmp_path, shell):
     a, b, c = ((tmp_path / f"{name}.png").read_bytes() for name in "abc")
     assert a == b
     assert a != c
+
+
+@pytest.mark.parametrize(
+    ("experiment", "constants"),
+    [(dcgan_cifar10, {"base": 2}), (dcgan_cifar10, {"recipe": "paper", "base": 2}), (gan_cifar10_conv, {"hidden": 4, "maps": 2})],
+)
+def test_colour_photographs_are_sampled_too(experiment, constants, tmp_path, shell):
+    config = experiment.Config(**constants)
+    save_generator(tmp_path / "a.safetensors", experiment.make_generator(config), experiment.__name__, config)
+    outs = {name: tmp_path / name for name in ("grid.png", "walk.gif", "samples.npz")}
+    assert shell("sampler.py", "grid", tmp_path / "a.safetensors", "--out", outs["grid.png"])[0] == 0
+    assert shell("sampler.py", "interpolate", tmp_path / "a.safetensors", "--points", 2, "--steps", 2, "--out", outs["walk.gif"])[0] == 0
+    assert shell("sampler.py", "export", tmp_path / "a.safetensors", "--count", 7, "--out", outs["samples.npz"])[0] == 0
+    assert Image.open(outs["grid.png"]).size == (10 * 34 + 2, 10 * 34 + 2)
+    assert Image.open(outs["grid.png"]).mode == "RGB"
+    assert Image.open(outs["walk.gif"]).n_frames == 4
+    samples = np.load(outs["samples.npz"])["images"]
+    assert (samples.shape, samples.dtype) == ((7, 32, 32, 3), np.uint8)
 
 
 def test_without_out_the_results_lie_with_the_runs(weights, tmp_path, shell, monkeypatch):

@@ -10,6 +10,7 @@ import torch
 from conftest import PROJECT, assert_one_sentence
 from PIL import Image
 
+import dcgan_cifar10
 import gan_mnist
 import infogan_mnist
 import sampler
@@ -70,6 +71,21 @@ def test_a_model_is_measured_beside_real_images(few, trained, tmp_path, capsys):
     assert f"{model['log_likelihood']:.1f}" in said
     with Image.open(tmp_path / "outputs" / "trained" / "copies.png") as pairs:
         assert pairs.size == (8 * 30 + 2, 4 * 30 + 2)
+
+
+def test_a_model_of_photographs_is_measured_in_their_classifiers_features(photos, few, tmp_path, capsys):
+    few[True] = torch.cat([photos.roll(by, 3) for by in range(12)])
+    few[False] = torch.cat([photos.flip(3).roll(by, 3) for by in range(12)])
+    config = dcgan_cifar10.Config(recipe="paper", base=2, held_out=100)
+    save_generator(tmp_path / "a.safetensors", dcgan_cifar10.make_generator(config), "dcgan_cifar10", config)
+    score.main(score.Score(str(tmp_path / "a.safetensors"), root=str(tmp_path)))
+    found = json.loads((tmp_path / "outputs" / "a" / "scores.json").read_text())
+    assert found["model"] == "paper"
+    assert "our classifier of cifar10" in found["features"]
+    assert found["command"] == "python dcgan_cifar10.py --recipe paper --base 2 --held-out 100"
+    assert found["real"]["frechet"] < found["samples"]["frechet"]
+    with Image.open(tmp_path / "outputs" / "a" / "copies.png") as pairs:
+        assert (pairs.size, pairs.mode) == ((8 * 34 + 2, 4 * 34 + 2), "RGB")
 
 
 def test_the_unsupervised_error_is_that_of_the_discriminator_beside_it(few, tmp_path, monkeypatch, capsys):

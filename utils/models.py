@@ -5,7 +5,7 @@ import json
 import math
 import os
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -88,7 +88,8 @@ def read_config(kind: type, constants: dict[str, Any], path: str | Path) -> Any:
     for name, value in constants.items():
         wanted = types.get(name)
         fits = wanted is not None and (isinstance(value, wanted) or (type(value) is int and isinstance(1.0, wanted)))
-        if not fits or (isinstance(value, bool) and wanted is not bool) or (isinstance(value, float) and not math.isfinite(value)):
+        a_number = isinstance(value, bool) and bool not in (wanted, *get_args(wanted))  # which Python takes a bool for
+        if not fits or a_number or (isinstance(value, float) and not math.isfinite(value)):
             raise UserError(f"the Config in {path} has {name} = {str(value)[:50]!r}, which its experiment doesn't take: give another file")
     return kind(**constants)
 

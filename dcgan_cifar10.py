@@ -1,0 +1,308 @@
+"""DCGAN on CIFAR-10, to the letter, and with what ten years of GAN papers add that pays on a laptop.
+
+Radford, Metz and Chintala, "Unsupervised Representation Learning with Deep Convolutional Generative Adversarial Networks", ICLR 2016
+(arXiv 1511.06434): strided convolutions in D, transposed ones in G, batch norm nearly everywhere. The constant `recipe` is
+
+    paper     their networks, one size smaller for images of 32 x 32, their losses, rates and starting weights
+    modern    the same networks with other constants, of which benchmarks/dcgan.py measures each
+
+Each epoch adds a grid of images to outputs/dcgan_cifar10_<recipe>/; gif/dcgan_cifar10_<recipe>.gif shows them one after the other.
+
+    python dcgan_cifar10.py
+    python dcgan_cifar10.py --recipe paper
+    python dcgan_cifar10.py --data my_pictures/ --name mine
+"""
+
+import copy
+import math
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import torch
+import torch.nn.functional as F
+import tyro
+from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm
+from torch.optim import Adam
+from torch.optim.swa_utils import update_bn
+
+from utils.convolution import Conv2d, ConvTranspose2d, no_weight_gradients
+from utils.device import widen
+from utils.run import Run
+from utils.shell import UserError, command_line, require_not_negative, require_positive
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "paper": {
+        "loss": "logistic", "batch_norm": True, "spectral_norm": False, "penalty": 0.0, "augment": False, "flips": False, "average": 0.0,
+        "batch_size": 128, "learning_rate": 0.0002, "generator_rate": 1.0, "base": 128,
+    },
+    "modern": {
+        "loss": "relativistic", "batch_norm": True, "spectral_norm": False, "penalty": 0.0, "augment": False, "flips": True, "average": 0.1,
+        "batch_size": 32, "learning_rate": 0.0002, "generator_rate": 1.0, "base": 64,
+    },
+}  # fmt: skip
+
+
+@dataclass
+class Config:
+    """Train DCGAN on CIFAR-10, or on your own pictures."""
+
+    recipe: Annotated[str, tyro.conf.arg(metavar="paper|modern")] = "modern"
+    """The paper's, or what pays since. All constants that are None below follow from it, by the table above."""
+    loss: Annotated[str | None, tyro.conf.arg(metavar="logistic|hinge|relativistic")] = None
+    """What the players play for: the paper's game, the hinge, or the relativistic pairing."""
+    batch_norm: bool | None = None
+    """Whether the discriminator's hidden layers are normalised over the batch; the generator's always are."""
+    spectral_norm: bool | None = None
+    """Whether each of the discriminator's weight matrices is divided by its largest singular value."""
+    penalty: float | None = None
+    """The weight of the zero-centred gradient penalty on real images and on fakes."""
+    penalty_every: int = 4
+    """Steps between penalties, each of which weighs as much more."""
+    augment: bool | None = None
+    """Whether all that the discriminator sees is augmented, differentiably."""
+    flips: bool | None = None
+    """Whether every second real image is mirrored."""
+    average: float | None = None
+    """How far back the average of G's weights, the result, reaches: 0 not at all, 1 to the start."""
+    batch_size: int | None = None
+    """Images a step."""
+    learning_rate: float | None = None
+    """The discriminator's."""
+    generator_rate: float | None = None
+    """The generator's learning rate, in units of the discriminator's."""
+    base: int | None = None
+    """Channels of the widest pictures within the networks; those half as wide have twice as many."""
+    epochs: int = 40
+    """Passes over the training images."""
+    data: str = "cifar10"
+    """cifar10, mnist, fashion-mnist, or the path of a folder with images; all become 32 x 32 and coloured."""
+    held_out: int = 0
+    """The last images of a known set that aren't trained on."""
+    seed: int = 0
+    """Of the weights, the noise, the augmentations and the order of the data."""
+    name: str = ""
+    """Of the run and its files (by default dcgan_cifar10_<recipe>)."""
+    root: str = "."
+    """The folder that outputs/, gif/ and models/ are in."""
+    device: str = "auto"
+    """auto (CUDA, else MPS, else the CPU), cpu, cuda, cuda:1, mps."""
+    precision: Annotated[str, tyro.conf.arg(metavar="auto|fp32|bf16|fp16")] = "auto"
+    """Of the matrix products; auto asks the device what it is fast at."""
+    keep_every: int = 0
+    """Keep the generator of every k-th epoch in models/<name>/ (0: only the last)."""
+    resume: bool = False
+    """Go on where the run of this name stopped."""
+
+    def __post_init__(self) -> None:
+        for name, value in RECIPES.get(self.recipe, RECIPES["paper"]).items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
+
+
+class Generator(nn.Module):
+    """N x 100 uniform noise to N x 3 x 32 x 32 images in [-1, 1]; the shapes beside the layers are those of base 128."""
+
+    pixels = (-1.0, 1.0)
+    noise = "uniform"
+
+    def __init__(self, base: int = 128) -> None:
+        super().__init__()
+        wide = 4 * base
+        self.layers = nn.Sequential(
+            nn.Linear(100, wide * 4 * 4, bias=False), nn.Unflatten(1, (wide, 4, 4)), nn.BatchNorm2d(wide), nn.ReLU(True),    # 512 x 4 x 4
+            ConvTranspose2d(wide, wide // 2, 4, stride=2, padding=1, bias=False), nn.BatchNorm2d(wide // 2), nn.ReLU(True),  # 256 x 8 x 8
+            ConvTranspose2d(wide // 2, base, 4, stride=2, padding=1, bias=False), nn.BatchNorm2d(base), nn.ReLU(True),       # 128 x 16 x 16
+            ConvTranspose2d(base, 3, 4, stride=2, padding=1),                                                                # 3 x 32 x 32
+        )  # fmt: skip
+        normal_weights(self)
+
+    def latent(self, count: int, device: torch.device | str, rng: torch.Generator | None = None) -> torch.Tensor:
+        return torch.empty(count, 100, device=device).uniform_(-1, 1, generator=rng)
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        return widen(self.layers(z)).tanh()
+
+
+class Discriminator(nn.Module):
+    """N x 3 x 32 x 32 images to N logits. spectral: whether weights are normalised as by Miyato et al. 2018."""
+
+    def __init__(self, base: int = 128, batch_norm: bool = True, spectral: bool = False) -> None:
+        super().__init__()
+        norm = nn.BatchNorm2d if batch_norm else nn.Identity
+        self.layers = nn.Sequential(
+            Conv2d(3, base, 4, stride=2, padding=1), nn.LeakyReLU(0.2, True),                                                # 128 x 16 x 16
+            Conv2d(base, 2 * base, 4, stride=2, padding=1, bias=not batch_norm), norm(2 * base), nn.LeakyReLU(0.2, True),    # 256 x 8 x 8
+            Conv2d(2 * base, 4 * base, 4, stride=2, padding=1, bias=not batch_norm), norm(4 * base), nn.LeakyReLU(0.2, True),  # 512 x 4 x 4
+            nn.Flatten(), nn.Linear(4 * base * 4 * 4, 1),
+        )  # fmt: skip
+        normal_weights(self)
+        if spectral:
+            for layer in self.layers:
+                if isinstance(layer, (Conv2d, nn.Linear)):
+                    spectral_norm(layer)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return widen(self.layers(x)).squeeze(1)
+
+
+def normal_weights(network: nn.Module) -> None:
+    """Weights normal with deviation 0.02, biases zero, as in the paper."""
+    for layer in network.modules():
+        if isinstance(layer, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
+            nn.init.normal_(layer.weight, std=0.02)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+    network.to(memory_format=torch.channels_last)  # all channels of a pixel side by side: convolutions are faster
+
+
+BAR = {"loss_d": "loss D {:.2f}", "loss_g": "G {:.2f}", "logit_real": "logits real {:.1f}", "logit_fake": "fake {:.1f}"}
+CURVES = {
+    "losses": {"loss_d": "D", "loss_g": "G"},
+    "D's logits": {"logit_real": "of real images", "logit_fake": "of fakes"},
+    "squared gradient at an image": {"slope_real": "real", "slope_fake": "fake"},
+}
+# Where the fakes are like the data, the best D says the same to everything: of the logistic losses, the paper's theorem 1.
+THEORY = {
+    "logistic": {"loss_d": ("log 4", math.log(4)), "loss_g": ("log 2", math.log(2))},
+    "hinge": {"loss_d": ("2", 2.0), "loss_g": ("0", 0.0)},
+    "relativistic": {"loss_d": ("log 2", math.log(2)), "loss_g": ("log 2", math.log(2))},
+}
+LARGEST = 4096  # of the networks' base
+AVERAGED_EVERY = 4  # steps: neighbours hardly differ
+SETTLING = 2000  # points of the latent space that the averaged generator's batch norm takes its statistics from
+
+
+def make_generator(config: Config) -> nn.Module:
+    """The generator that a Config asks for, untrained; UserError where it can't be built."""
+    if not 1 <= config.base <= LARGEST:
+        raise UserError(f"base is {config.base}, expected 1 to {LARGEST:,}: give --base another value")
+    return Generator(config.base)
+
+
+def losses(kind: str, logits_real: torch.Tensor, logits_fake: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """D's and G's, means over the batch, from N logits each.
+
+    logistic      -log D(x) - log(1 - D(G(z))) and -log D(G(z)), where D is the logit's sigmoid (Goodfellow et al. 2014)
+    hinge         D pushes real logits above 1 and fake ones below -1, no further; G raises the latter (Miyato et al. 2018, equation 17)
+    relativistic  both ask of a pair, one real and one fake, which has the higher logit (Jolicoeur-Martineau 2018, equation 4)
+    """
+    if kind == "logistic":
+        return F.softplus(-logits_real).mean() + F.softplus(logits_fake).mean(), F.softplus(-logits_fake).mean()
+    if kind == "hinge":
+        return F.relu(1 - logits_real).mean() + F.relu(1 + logits_fake).mean(), -logits_fake.mean()
+    return F.softplus(logits_fake - logits_real).mean(), F.softplus(logits_real - logits_fake).mean()
+
+
+def squared_slope(discriminator: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """|dD/dx|^2, mean over the images (N x 3 x 32 x 32): the zero-centred gradient penalty (Mescheder et al. 2018, equation 9)."""
+    images = images.detach().requires_grad_()
+    logits = discriminator(images)
+    with no_weight_gradients():
+        (slope,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
+    return slope.square().sum((1, 2, 3)).mean()
+
+
+def augmented(images: torch.Tensor) -> torch.Tensor:
+    """Images (N x 3 x 32 x 32 in [-1, 1]), each in other colours, shifted by up to 4 pixels and without a square of 16 x 16, by chance.
+
+    Differentiable, so that G learns through it and never sees it: Zhao et al., "Differentiable Augmentation for Data-Efficient GAN
+    Training", 2020.
+    """
+    count, _, side, _ = images.shape
+    brightness, saturation, contrast = torch.rand(3, count, 1, 1, 1, device=images.device)
+    images = images + brightness - 0.5
+    grey = images.mean(1, keepdim=True)
+    images = grey + (images - grey) * 2 * saturation
+    mean = images.mean((1, 2, 3), keepdim=True)
+    images = mean + (images - mean) * (contrast + 0.5)
+
+    places, each = torch.arange(side, device=images.device), torch.arange(count, device=images.device).view(-1, 1, 1)
+    shift = torch.randint(-side // 8, side // 8 + 1, (count, 2, 1), device=images.device)
+    rows, columns = (places + shift + 1).clamp(0, side + 1).unbind(1)  # in an image with a black frame
+    framed = F.pad(images, (1, 1, 1, 1)).permute(0, 2, 3, 1)
+    images = framed[each, rows.unsqueeze(2), columns.unsqueeze(1)].permute(0, 3, 1, 2)
+
+    corner = torch.randint(-side // 4, 3 * side // 4 + 1, (count, 2, 1), device=images.device)
+    in_rows, in_columns = ((places >= corner) & (places < corner + side // 2)).unbind(1)
+    return images * ~(in_rows.unsqueeze(2) & in_columns.unsqueeze(1)).unsqueeze(1)
+
+
+def move_at_once(
+    run: Run, generator: nn.Module, discriminator: nn.Module, adam_g: Adam, adam_d: Adam, real: torch.Tensor, config: Config
+) -> None:
+    """One batch of fakes, seen once by D, gives both players their gradients; then both move."""
+    if config.flips:
+        real = torch.where(torch.rand(len(real), 1, 1, 1, device=real.device) < 0.5, real.flip(3), real)
+    with run.autocast():
+        fake = generator(generator.latent(len(real), run.device))
+    seen = fake.detach().requires_grad_()
+    shown = [augmented(images) if config.augment else images for images in (real, seen)]
+    with run.autocast():  # each kind of image by itself, as batch norm wants it
+        logits_real, logits_fake = (discriminator(images) for images in shown)
+    loss_d, loss_g = losses(config.loss, logits_real, logits_fake)
+    penalty = 0.0
+    if config.penalty and run.iteration % config.penalty_every == 0:
+        with run.autocast():
+            slope_real, slope_fake = (squared_slope(discriminator, images) for images in shown)
+        penalty = config.penalty_every * config.penalty / 2 * (slope_real + slope_fake)
+        run.log(slope_real=slope_real, slope_fake=slope_fake)
+
+    if config.batch_norm or config.loss == "hinge":
+        # Generator, before D forgets what it saw.
+        with no_weight_gradients():
+            (gradient,) = torch.autograd.grad(run.scaler.scale(loss_g), seen, retain_graph=True)
+        run.backward(loss_d + penalty, discriminator)
+    else:
+        # Each fake's logit is of that fake alone, and either player's gradient at it a multiple of the logit's. So the way back through D
+        # is gone once for both (Shen et al., "Training Generative Adversarial Networks in One Stage", 2021).
+        pull_d, pull_g = (torch.autograd.grad(loss, logits_fake, retain_graph=True)[0] for loss in (loss_d, loss_g))
+        run.backward(loss_d + penalty, discriminator, also=[seen])
+        gradient = seen.grad * (pull_g / pull_d).view(-1, 1, 1, 1)
+    run.backward(None, generator, onward=[(fake, gradient)])
+    run.step(adam_d, adam_g)
+    run.log(loss_d=loss_d, loss_g=loss_g, logit_real=logits_real.mean(), logit_fake=logits_fake.mean())
+
+
+@torch.no_grad()
+def add_to_average(average: nn.Module, generator: nn.Module, number: int, reach: float) -> None:
+    """Makes the generator's weights the `number`-th, from 0, in their average: polynomial-decay averaging (Shamir and Zhang 2013).
+
+    With reach r an average of t weights counts the k-th of them about (k/t)^(1/r - 1) times as much as the last.
+    """
+    torch._foreach_lerp_(list(average.parameters()), list(generator.parameters()), 1 / (1 + number * reach))
+
+
+def train(config: Config) -> None:
+    """One whole run; Run says what it leaves. Raises UserError for constants or data that can't be used."""
+    for name, known in (("recipe", RECIPES), ("loss", THEORY)):
+        if getattr(config, name) not in known:
+            raise UserError(f"no {name} named '{getattr(config, name)}': give --{name} one of {', '.join(known)}")
+    require_positive(learning_rate=config.learning_rate, generator_rate=config.generator_rate, penalty_every=config.penalty_every)
+    require_not_negative(penalty=config.penalty)
+    if not 0 <= config.average <= 1:
+        raise UserError(f"average is {config.average}, expected a number from 0 to 1: give --average another value")
+    run = Run(config, "dcgan_cifar10", config.recipe, BAR)
+    if run.share == 1:
+        raise UserError("batch_size gives a process 1 image, expected at least 2 to normalise over: give --batch-size another value")
+    generator, discriminator = run.place(make_generator(config), Discriminator(config.base, config.batch_norm, config.spectral_norm))
+    images, _ = run.load(config.data, size=32, channels=3, held_out=config.held_out)
+    adam_g = Adam(generator.parameters(), config.learning_rate * config.generator_rate, betas=(0.5, 0.999), fused=True)
+    adam_d = Adam(discriminator.parameters(), config.learning_rate, betas=(0.5, 0.999), fused=True)
+    result = copy.deepcopy(generator) if config.average else generator
+    run.track(generator=result, player=generator, discriminator=discriminator, adam_g=adam_g, adam_d=adam_d)
+    fixed_z = generator.latent(SETTLING, "cpu", torch.Generator().manual_seed(config.seed)).to(run.device)
+
+    for _ in run.epochs():
+        for real in run.batches(images, *generator.pixels):
+            move_at_once(run, generator, discriminator, adam_g, adam_d, real, config)
+            if config.average and run.iteration % AVERAGED_EVERY == 0:
+                add_to_average(result, generator, run.iteration // AVERAGED_EVERY, config.average)
+        if config.average:
+            update_bn(fixed_z.split(500), result)
+        run.picture(result, fixed_z[:64])
+    run.finish(result, CURVES, THEORY[config.loss])
+
+
+if __name__ == "__main__":
+    command_line(lambda: train(tyro.cli(Config)))

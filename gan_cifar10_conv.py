@@ -1,0 +1,282 @@
+"""The convolutional GAN of 2014 on CIFAR-10.
+
+Goodfellow et al., "Generative Adversarial Nets", NIPS 2014 (arXiv 1406.2661), section 5 and Figure 3 d. The game is gan_mnist.py's:
+
+    min over G, max over D:   V(D, G) = E_x[log D(x)] + E_z[log(1 - D(G(z)))]                (equation 1)
+
+The discriminator has three convolutional maxout layers and one fully connected one, with dropout. The generator has 8000 units, each
+connected to 8000 more, which are 80 pictures of 10 x 10 that one transposed convolution paints the image from: 65 million weights.
+
+Sizes and starting weights are those of the authors' published settings. Adam moves the players, and the result is an average of G's
+weights; `--optimizer sgd --average 0` is the paper's way. The authors give each image by itself the mean 0 and the deviation 1; here all
+images have the same mean and scale, so that a generated one can be shown as it is.
+
+Each epoch adds a grid of images to outputs/gan_cifar10_conv/; gif/gan_cifar10_conv.gif shows them one after the other. An epoch takes
+about four minutes on two CPU cores that have bf16 units, and each checkpoint 1.3 GB.
+
+    python gan_cifar10_conv.py
+    python gan_cifar10_conv.py --hidden 2000
+    python gan_cifar10_conv.py --data my_pictures/ --name mine
+"""
+
+import copy
+import math
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+import tyro
+from torch import nn
+from torch.optim import SGD, Adam, Optimizer
+
+from utils.convolution import ConvTranspose2d
+from utils.device import Dropout, widen
+from utils.run import Run
+from utils.shell import UserError, command_line, require_positive
+
+PAPER_RATE = 0.004  # of SGD
+LARGEST = 65_536  # of the networks' widths
+
+
+@dataclass
+class Config:
+    """Train the convolutional GAN of 2014 on CIFAR-10, or on your own pictures."""
+
+    optimizer: Annotated[str, tyro.conf.arg(metavar="adam|sgd")] = "adam"
+    """Adam, or the paper's SGD with momentum, which takes several times as long."""
+    learning_rate: float | None = None
+    """The discriminator's (by default 0.0002; sgd: the paper's 0.004)."""
+    generator_rate: float | None = None
+    """The generator's learning rate, in units of the discriminator's (by default 1)."""
+    average: float = 0.1
+    """How far back the average of G's weights, the result, reaches: 0 not at all, 1 to the start."""
+    hidden: int = 8000
+    """Units of the generator's first layer."""
+    maps: int = 80
+    """Pictures of 10 x 10 that its second layer is."""
+    channels: int = 32
+    """Of the discriminator's first two layers; the third has six times as many."""
+    units: int = 500
+    """Of its last hidden layer."""
+    epochs: int = 20
+    """Passes over the training images."""
+    batch_size: int = 128
+    """Images a step."""
+    data: str = "cifar10"
+    """cifar10, mnist, fashion-mnist, or the path of a folder with images; all become 32 x 32 and coloured."""
+    held_out: int = 0
+    """The last images of a known set that aren't trained on (in the paper 10,000)."""
+    seed: int = 0
+    """Of the weights, the noise, dropout and the order of the data."""
+    name: str = ""
+    """Of the run and its files (by default gan_cifar10_conv)."""
+    root: str = "."
+    """The folder that outputs/, gif/ and models/ are in."""
+    device: str = "auto"
+    """auto (CUDA, else MPS, else the CPU), cpu, cuda, cuda:1, mps."""
+    precision: Annotated[str, tyro.conf.arg(metavar="auto|fp32|bf16|fp16")] = "auto"
+    """Of the matrix products; auto asks the device what it is fast at."""
+    keep_every: int = 0
+    """Keep the generator of every k-th epoch in models/<name>/ (0: only the last)."""
+    resume: bool = False
+    """Go on where the run of this name stopped."""
+
+    def __post_init__(self) -> None:
+        if self.learning_rate is None:
+            self.learning_rate = PAPER_RATE if self.optimizer == "sgd" else 0.0002
+        if self.generator_rate is None:
+            self.generator_rate = 1.0
+
+
+class Generator(nn.Module):
+    """N x 100 uniform noise of unit variance to N x 3 x 32 x 32 images, whose pixels have about unit variance."""
+
+    pixels = (-1.9, 2.1)  # the mean of CIFAR-10's is then 0, the deviation 1
+    noise = "uniform"
+
+    def __init__(self, hidden: int = 8000, maps: int = 80) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(100, hidden), nn.ReLU(),
+            nn.Linear(hidden, maps * 10 * 10), nn.Sigmoid(),
+            nn.Unflatten(1, (maps, 10, 10)),
+            ConvTranspose2d(maps, 3, 5, stride=3, bias=False),  # 3 x 32 x 32
+        )
+        self.bias = nn.Parameter(torch.zeros(3, 32, 32))
+        uniform_weights(self, 0.05)
+
+    def latent(self, count: int, device: torch.device | str, rng: torch.Generator | None = None) -> torch.Tensor:
+        return torch.empty(count, 100, device=device).uniform_(-math.sqrt(3), math.sqrt(3), generator=rng)
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        return widen(self.layers(z)) + self.bias
+
+
+class Discriminator(nn.Module):
+    """N x 3 x 32 x 32 to N logits, whose sigmoid is D(x)."""
+
+    def __init__(self, channels: int = 32, units: int = 500) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            Dropout(0.2), Columns(8, padding=4), PooledMaxout(3 * 8, channels, (8, 1), padding=0, pool=4),          # 32 x 16 x 16
+            Dropout(0.5), PooledMaxout(channels, channels, (8, 8), padding=3, pool=4),                              # 32 x 7 x 7
+            Dropout(0.5), PooledMaxout(channels, 6 * channels, (5, 5), padding=3, pool=2),                          # 192 x 5 x 5
+            nn.Flatten(),
+            Dropout(0.5), Maxout(6 * channels * 5 * 5, units, pieces=5),
+            Dropout(0.5), nn.Linear(units, 1),
+        )  # fmt: skip
+        uniform_weights(self, 0.005)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return widen(self.layers(x)).squeeze(1)
+
+
+class Columns(nn.Module):
+    """Puts each pixel's next `width` - 1 to its right beside it, as channels: N x C x H x W to N x (width C) x H+2p x W+2p-width+1.
+
+    A convolution of `width` x 1 is then one of `width` x `width` on the image itself; and on three channels a CPU is slow.
+    """
+
+    def __init__(self, width: int, padding: int) -> None:
+        super().__init__()
+        self.width, self.padding = width, padding
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.pad(x, (self.padding,) * 4)
+        places = x.shape[3] - self.width + 1
+        return torch.cat([x[..., k : k + places] for k in range(self.width)], 1)
+
+
+class PooledMaxout(nn.Module):
+    """Each channel is the largest of two convolutions, in windows of `pool` x `pool`, two pixels apart."""
+
+    def __init__(self, inputs: int, channels: int, kernel: tuple[int, int], padding: int, pool: int) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(inputs, 2 * channels, kernel, padding=padding)
+        self.pool = pool
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        pieces = self.convolution(x).permute(0, 2, 3, 1).unflatten(3, (2, -1))  # N x H x W x 2 x channels
+        beside = pieces.flatten(2, 3).permute(0, 3, 1, 2)  # N x channels x H x 2W: one maximum is enough for both
+        return F.max_pool2d(beside, (self.pool, 2 * self.pool), (2, 4), ceil_mode=True)
+
+
+class Maxout(nn.Module):
+    """Each unit is the largest of `pieces` linear functions: N x inputs to N x units."""
+
+    def __init__(self, inputs: int, units: int, pieces: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(inputs, units * pieces)
+        self.pieces = pieces
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(x).unflatten(1, (-1, self.pieces)).max(dim=2).values
+
+
+def uniform_weights(network: nn.Module, bound: float) -> None:
+    """Weights uniform in +-bound, biases zero, as in the authors' settings."""
+    for layer in network.modules():
+        if isinstance(layer, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
+            nn.init.uniform_(layer.weight, -bound, bound)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+    network.to(memory_format=torch.channels_last)  # all channels of a pixel side by side: convolutions are faster
+
+
+BAR = {"loss_d": "loss D {:.2f}", "loss_g": "G {:.2f}", "d_real": "D(real) {:.2f}", "d_fake": "D(fake) {:.2f}"}
+CURVES = {"losses": {"loss_d": "D: -log D(x) - log(1 - D(G(z)))", "loss_g": "G: -log D(G(z))"}}
+THEORY = {"loss_d": ("log 4", math.log(4)), "loss_g": ("log 2", math.log(2))}
+OPTIMIZERS = {"adam": (Adam, {"betas": (0.5, 0.999)}), "sgd": (SGD, {"momentum": 0.5})}
+AVERAGED_EVERY = 8  # steps: neighbours hardly differ
+
+
+def make_generator(config: Config) -> nn.Module:
+    """The generator that a Config asks for, untrained; UserError where it can't be built."""
+    for name in ("hidden", "maps", "channels", "units"):
+        if not 1 <= getattr(config, name) <= LARGEST:
+            raise UserError(f"{name} is {getattr(config, name)}, expected 1 to {LARGEST:,}: give --{name} another value")
+    return Generator(config.hidden, config.maps)
+
+
+def discriminator_loss(logits_real: torch.Tensor, logits_fake: torch.Tensor) -> torch.Tensor:
+    """-V(D, G) = -log D(x) - log(1 - D(G(z))), means over the batch; log 4 where D can't tell them apart (theorem 1)."""
+    return F.softplus(-logits_real).mean() + F.softplus(logits_fake).mean()
+
+
+def generator_loss(logits_fake: torch.Tensor) -> torch.Tensor:
+    """-log D(G(z)), mean over the batch: the same fixed point as log(1 - D(G(z))), with a gradient where D is sure (section 3)."""
+    return F.softplus(-logits_fake).mean()
+
+
+def move_at_once(
+    run: Run, generator: nn.Module, discriminator: nn.Module, optimizer_g: Optimizer, optimizer_d: Optimizer, real: torch.Tensor
+) -> None:
+    """The paper's step: one batch of fakes, seen once by D, gives both players their gradients; then both move."""
+    with run.autocast():
+        fake = generator(generator.latent(len(real), run.device))
+        seen = fake.detach().requires_grad_()
+        logits_real, logits_fake = discriminator(real), discriminator(seen)
+
+    # Discriminator: ascend log D(x) + log(1 - D(G(z))). The half is the authors': D learns at half G's rate.
+    loss_d = discriminator_loss(logits_real, logits_fake)
+    loss_g = generator_loss(logits_fake)
+    (pull_d,) = torch.autograd.grad(loss_d / 2, logits_fake, retain_graph=True)
+    (pull_g,) = torch.autograd.grad(loss_g, logits_fake)
+    run.backward(loss_d / 2, discriminator, also=[seen])
+
+    # Generator: ascend log D(G(z)). Either player's gradient at an image is a multiple of that of the image's logit, so the way back
+    # through D is gone once for both (Shen et al., "Training Generative Adversarial Networks in One Stage", 2021).
+    run.backward(None, generator, onward=[(fake, seen.grad * (pull_g / pull_d).view(-1, 1, 1, 1))])
+    run.step(optimizer_d, optimizer_g)
+    with torch.no_grad():
+        run.log(loss_d=loss_d, loss_g=loss_g, d_real=logits_real.sigmoid().mean(), d_fake=logits_fake.sigmoid().mean())
+
+
+def paper_schedule(sgd: Optimizer, rate: float, update: int, epoch: int) -> None:
+    """The authors' rate, divided by 1.000004 after every update, and momentum, from 0.5 in epoch 1 to 0.7 in epoch 250."""
+    for group in sgd.param_groups:
+        group.update(lr=max(rate / 1.000004**update, min(rate, 1e-6)), momentum=0.5 + 0.2 * min((epoch - 1) / 249, 1))
+
+
+@torch.no_grad()
+def add_to_average(average: nn.Module, generator: nn.Module, number: int, reach: float) -> None:
+    """Makes the generator's weights the `number`-th, from 0, in their average: polynomial-decay averaging (Shamir and Zhang 2013).
+
+    With reach r an average of t weights counts the k-th of them about (k/t)^(1/r - 1) times as much as the last.
+    """
+    torch._foreach_lerp_(list(average.parameters()), list(generator.parameters()), 1 / (1 + number * reach))
+
+
+def train(config: Config) -> None:
+    """One whole run; Run says what it leaves. Raises UserError for constants or data that can't be used."""
+    require_positive(learning_rate=config.learning_rate, generator_rate=config.generator_rate)
+    if not 0 <= config.average <= 1:
+        raise UserError(f"average is {config.average}, expected a number from 0 to 1: give --average another value")
+    if config.optimizer not in OPTIMIZERS:
+        raise UserError(f"no optimizer named '{config.optimizer}': give --optimizer one of {', '.join(OPTIMIZERS)}")
+    run = Run(config, "gan_cifar10_conv", "", BAR)
+    generator, discriminator = run.place(make_generator(config), Discriminator(config.channels, config.units))
+    images, _ = run.load(config.data, size=32, channels=3, held_out=config.held_out)
+    rates = config.learning_rate * config.generator_rate, config.learning_rate
+    kind, constants = OPTIMIZERS[config.optimizer]
+    networks = zip((generator, discriminator), rates, strict=True)
+    optimizer_g, optimizer_d = (kind(net.parameters(), rate, fused=True, **constants) for net, rate in networks)
+    result = copy.deepcopy(generator) if config.average else generator
+    run.track(generator=result, player=generator, discriminator=discriminator, optimizer_g=optimizer_g, optimizer_d=optimizer_d)
+    fixed_z = generator.latent(64, "cpu", torch.Generator().manual_seed(config.seed)).to(run.device)
+
+    for epoch in run.epochs():
+        for real in run.batches(images, *generator.pixels):
+            if config.optimizer == "sgd":
+                paper_schedule(optimizer_g, rates[0], run.iteration, epoch)
+                paper_schedule(optimizer_d, rates[1], run.iteration, epoch)
+            move_at_once(run, generator, discriminator, optimizer_g, optimizer_d, real)
+            if config.average and run.iteration % AVERAGED_EVERY == 0:
+                add_to_average(result, generator, run.iteration // AVERAGED_EVERY, config.average)
+        run.picture(result, fixed_z)
+    run.finish(result, CURVES, THEORY)
+
+
+if __name__ == "__main__":
+    command_line(lambda: train(tyro.cli(Config)))

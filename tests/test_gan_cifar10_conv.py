@@ -1,0 +1,179 @@
+"""The convolutional GAN of 2014: its nets against the authors' settings, its step against plain autograd, and short runs on photographs."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import assert_bar_fits, assert_one_sentence
+from runs import PlainRun
+from torch import nn
+
+from gan_cifar10_conv import (
+    Columns,
+    Config,
+    Discriminator,
+    Generator,
+    PooledMaxout,
+    add_to_average,
+    discriminator_loss,
+    generator_loss,
+    make_generator,
+    move_at_once,
+    paper_schedule,
+)
+from utils.device import Dropout
+from utils.shell import UserError
+
+SMALL = {"hidden": 16, "maps": 4}
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+def test_the_players_are_as_large_as_the_papers():
+    with torch.device("meta"):  # a quarter of a gigabyte otherwise
+        generator, discriminator = make_generator(Config()), Discriminator()
+    # 100-8000-8000, a transposed 5 x 5 convolution from 80 channels to 3, and a bias for each pixel
+    weights_g = 101 * 8000 + 8001 * 8000 + 80 * 3 * 25 + 3 * 32 * 32
+    # two pieces each: 8 x 8 from 3 to 32, 8 x 8 from 32 to 32, 5 x 5 from 32 to 192; five pieces: 4800 to 500; 500 to 1
+    weights_d = (3 * 64 + 1) * 64 + (32 * 64 + 1) * 64 + (32 * 25 + 1) * 384 + (192 * 5 * 5 + 1) * 2500 + 501
+    assert sum(weight.numel() for weight in generator.parameters()) == weights_g
+    assert sum(weight.numel() for weight in discriminator.parameters()) == weights_d
+    assert [layer.p for layer in discriminator.modules() if isinstance(layer, Dropout)] == [0.2, 0.5, 0.5, 0.5, 0.5]
+
+
+def test_the_pictures_within_d_are_as_large_as_the_authors():
+    sizes = []
+    discriminator = Discriminator(4, 8)
+    for layer in discriminator.modules():
+        if isinstance(layer, PooledMaxout):
+            layer.register_forward_hook(lambda _, inputs, output: sizes.append(tuple(output.shape[1:])))
+    generator = Generator(**SMALL)
+    fake = generator(generator.latent(7, "cpu"))
+    assert fake.shape == (7, 3, 32, 32)
+    assert discriminator(fake).shape == (7,)
+    assert sizes == [(4, 16, 16), (4, 7, 7), (24, 5, 5)]
+
+
+def test_a_pixels_own_bias_and_the_small_starting_weights():
+    generator, discriminator = Generator(**SMALL), Discriminator(4, 8)
+    for network, bound in ((generator, 0.05), (discriminator, 0.005)):
+        for name, weight in network.named_parameters():
+            assert weight.abs().max() <= (0 if "bias" in name else bound)
+    with torch.no_grad():
+        generator.bias[1, 2, 3] = 5
+    changed = generator(generator.latent(2, "cpu"))
+    generator.bias.data.zero_()
+    assert changed[0, 1, 2, 3] > 4
+    z = generator.latent(100_000, "cpu")
+    assert z.abs().max() <= 3**0.5
+    # A uniform number's variance over n draws strays by sqrt(0.8 / n) of itself; here n is ten million.
+    assert abs(z.var().item() - 1) < 0.002
+
+
+@pytest.mark.parametrize(("width", "padding", "pool", "size"), [(8, 4, 4, 32), (3, 1, 2, 9)])
+def test_columns_and_pooled_maxout_are_the_wide_convolution_maxout_and_pooling(width, padding, pool, size):
+    """Against the three one after the other, in float64."""
+    layer = PooledMaxout(3 * width, 5, (width, 1), padding=0, pool=pool).double()
+    images = torch.randn(4, 3, size, size, dtype=torch.float64)
+    # channel k * 3 + c of a column kernel is channel c of the wide kernel's column k
+    wide = layer.convolution.weight[..., 0].unflatten(1, (width, 3)).permute(0, 2, 3, 1)
+    for form in (torch.contiguous_format, torch.channels_last):
+        found = layer(Columns(width, padding)(images.contiguous(memory_format=form)))
+        pieces = F.conv2d(images, wide, layer.convolution.bias, padding=padding)
+        expected = F.max_pool2d(torch.maximum(pieces[:, :5], pieces[:, 5:]), pool, 2, ceil_mode=True)
+        torch.testing.assert_close(found, expected)
+
+
+def players():
+    """In float64, without dropout, with weights large enough for every gradient to be far above the rounding."""
+    generator, discriminator = Generator(**SMALL).double(), Discriminator(4, 8).double().eval()
+    for network in (generator, discriminator):
+        for weight in network.parameters():
+            if weight.ndim > 1:
+                nn.init.normal_(weight, std=2 * weight[0].numel() ** -0.5)
+    z = generator.latent(10, "cpu").double()
+    generator.latent = lambda *_: z
+    return generator, discriminator, z
+
+
+def test_one_way_back_through_d_gives_both_players_their_gradients():
+    generator, discriminator, z = players()
+    real = torch.randn(10, 3, 32, 32, dtype=torch.float64)
+    fake = generator(z)
+    logits_real, logits_fake = discriminator(real), discriminator(fake)
+    weights_g, weights_d = ([*network.parameters()] for network in (generator, discriminator))
+    gradients_g = torch.autograd.grad(generator_loss(logits_fake), weights_g, retain_graph=True)
+    gradients_d = torch.autograd.grad(discriminator_loss(logits_real, logits_fake) / 2, weights_d)
+    before = [weight.detach().clone() for weight in weights_g + weights_d]
+    sgd = [torch.optim.SGD(network.parameters(), 1.0) for network in (generator, discriminator)]
+    move_at_once(PlainRun(), generator, discriminator, *sgd, real)
+    for old, new, gradient in zip(before, weights_g + weights_d, gradients_g + gradients_d, strict=True):
+        assert gradient.abs().max() > 0
+        torch.testing.assert_close(old - new, gradient, rtol=1e-6, atol=1e-9)
+
+
+def test_the_losses_are_the_papers():
+    logits_real, logits_fake = torch.tensor([0.3, -1.0]), torch.tensor([0.5, 2.0])
+    d_real, d_fake = logits_real.sigmoid(), logits_fake.sigmoid()
+    expected = -d_real.log().mean() - (1 - d_fake).log().mean()
+    assert discriminator_loss(logits_real, logits_fake).item() == pytest.approx(expected.item())
+    assert generator_loss(logits_fake).item() == pytest.approx(-d_fake.log().mean().item())
+
+
+def test_the_schedule_is_the_papers():
+    sgd = torch.optim.SGD([torch.zeros(1)], 1.0, momentum=0.1)
+    for update, epoch, rate, momentum in [(0, 1, 0.004, 0.5), (100_000, 125.5, 0.004 * 1.000004**-100_000, 0.6), (10**7, 400, 1e-6, 0.7)]:
+        paper_schedule(sgd, 0.004, update, epoch)
+        assert sgd.param_groups[0]["lr"] == pytest.approx(rate)
+        assert sgd.param_groups[0]["momentum"] == pytest.approx(momentum)
+
+
+@pytest.mark.parametrize("reach", [1.0, 0.1])
+def test_the_average_counts_late_weights_more(reach):
+    """Against the sum of all weights with the shares that the recursion's product gives each."""
+    layer, average = nn.Linear(3, 2), nn.Linear(3, 2)
+    seen = []
+    for number in range(50):
+        nn.init.normal_(layer.weight)
+        seen.append(layer.weight.detach().double())
+        add_to_average(average, layer, number, reach)
+    shares = [1 / (1 + number * reach) for number in range(50)]
+    left = 1.0
+    expected = torch.zeros(2, 3, dtype=torch.float64)
+    for share, weight in zip(reversed(shares), reversed(seen), strict=True):
+        expected += left * share * weight
+        left *= 1 - share
+    torch.testing.assert_close(average.weight.double(), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_it_trains_on_a_folder_of_photographs(optimizer, photo_folder, tmp_path, shell):
+    sizes = ["--hidden", "16", "--maps", "4", "--channels", "4", "--units", "8", "--batch-size", "10", "--epochs", "2"]
+    status, said, errors = shell(
+        "gan_cifar10_conv.py", "--data", photo_folder, "--root", tmp_path, "--optimizer", optimizer, "--device", "cpu", *sizes
+    )
+    assert status == 0, errors
+    assert "100 images an epoch" in said
+    assert "loss D" in assert_bar_fits(errors)
+    for path in ("gif/gan_cifar10_conv.gif", "models/gan_cifar10_conv.safetensors", "outputs/gan_cifar10_conv/epoch_0002.png"):
+        assert (tmp_path / path).exists()
+
+
+@pytest.mark.parametrize(
+    ("constant", "value", "said"),
+    [
+        ("optimizer", "rmsprop", "adam, sgd"), ("hidden", "0", "1 to 65,536"), ("maps", "100000", "1 to 65,536"),
+        ("channels", "0", "1 to 65,536"), ("units", "-1", "1 to 65,536"), ("average", "2", "from 0 to 1"),
+        ("learning-rate", "0", "above zero"), ("generator-rate", "nan", "above zero"),
+    ],
+)  # fmt: skip
+def test_constants_that_make_no_sense_are_refused(constant, value, said, photo_folder, tmp_path, shell):
+    status, _, errors = shell("gan_cifar10_conv.py", "--data", photo_folder, "--root", tmp_path, f"--{constant}", value)
+    assert_one_sentence(status, errors, constant.replace("-", "_"), said, f"--{constant}")
+
+
+def test_a_generator_that_is_too_large_is_refused_before_it_takes_memory():
+    with pytest.raises(UserError, match="hidden is 1000000"):
+        make_generator(Config(hidden=1_000_000))
