@@ -1,13 +1,15 @@
-"""The plain recipe that tutorials teach, with gan_mnist's nets: what our speed and our scores are held against.
+"""The plain recipe that tutorials teach, with our nets: what our speed and our scores are held against.
 
 A torchvision data set with ToTensor in a DataLoader with two workers, fp32, sigmoid and BCELoss, real and fake in separate passes,
 PyTorch's own dropout, unfused Adam, .item() every step. It trains for so many minutes and leaves what score.py needs.
 
     python benchmarks/plain.py --minutes 12
+    python benchmarks/plain.py --model dcgan --minutes 30
     python score.py models/plain_leaky.safetensors
 """
 
 import csv
+import dataclasses
 import itertools
 import os
 import sys
@@ -15,22 +17,27 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 import tyro
+from PIL import Image
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets import MNIST
 from torchvision.transforms import ToTensor
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+import dcgan_cifar10
+import gan_cifar10_conv
 import gan_mnist
 import infogan_mnist
 from utils import data
 from utils.device import Dropout
 from utils.files import replacing
 from utils.models import save_generator
-from utils.shell import command_line, require_positive, require_seed
+from utils.shell import UserError, command_line, require_positive, require_seed
 
 LEARNING_RATE = 2e-4
 
@@ -40,9 +47,9 @@ class Plain:
     """Train the plain recipe."""
 
     minutes: float = 10
-    """Of wall-clock time; it stops after the epoch in which they are over."""
+    """Of wall-clock time."""
     model: str = "leaky"
-    """Whose nets, of gan_mnist."""
+    """Whose nets: leaky, maxout or batchnorm of gan_mnist; dcgan; conv, of gan_cifar10_conv."""
     seed: int = 0
     """Of all that is random."""
     root: str = "."
@@ -52,15 +59,17 @@ class Plain:
 def steps(model: str, seed: int = 0) -> Iterator[tuple[int, nn.Module]]:
     """Trains for ever; after each step the number of its epoch, from 1, and the generator."""
     torch.manual_seed(seed)
-    config = gan_mnist.Config(model=model)
-    generator, discriminator = gan_mnist.make_generator(config), nn.Sequential(gan_mnist.DISCRIMINATORS[model](), nn.Sigmoid())
-    for module in discriminator.modules():
-        if isinstance(module, Dropout):
-            module.__class__ = nn.Dropout
+    config, generator, discriminator = game(model)
+    discriminator = nn.Sequential(discriminator, nn.Sigmoid())
+    for network in (generator, discriminator):
+        network.to(memory_format=torch.contiguous_format)
+        for module in network.modules():
+            if isinstance(module, Dropout):
+                module.__class__ = nn.Dropout
     optimizer_g = torch.optim.Adam(generator.parameters(), lr=LEARNING_RATE, betas=(0.5, 0.999))
     optimizer_d = torch.optim.Adam(discriminator.parameters(), lr=LEARNING_RATE, betas=(0.5, 0.999))
     criterion = nn.BCELoss()
-    loader = mnist(config.batch_size)
+    loader = (mnist if config.data == "mnist" else cifar10)(config.batch_size)
     low, high = generator.pixels
     ones, zeros = torch.ones(config.batch_size), torch.zeros(config.batch_size)
     losses = []
@@ -80,6 +89,40 @@ def steps(model: str, seed: int = 0) -> Iterator[tuple[int, nn.Module]]:
             optimizer_g.step()
             losses.append((loss_real.item() + loss_fake.item(), loss_g.item()))
             yield epoch, generator
+
+
+def game(model: str) -> tuple[Any, nn.Module, nn.Module]:
+    """The Config, whose constants but for the data and the batch size nobody looks at, and the players."""
+    if model == "dcgan":
+        config = dcgan_cifar10.Config(recipe="paper")
+        return config, dcgan_cifar10.make_generator(config), dcgan_cifar10.Discriminator()
+    if model == "conv":
+        config = gan_cifar10_conv.Config()
+        return config, gan_cifar10_conv.make_generator(config), conv_discriminator()
+    config = gan_mnist.Config(model=model)
+    return config, gan_mnist.make_generator(config), gan_mnist.DISCRIMINATORS[model]()
+
+
+class ConvMaxout(nn.Module):
+    """Maxout of two convolutions and max-pooling, each by itself."""
+
+    def __init__(self, inputs: int, channels: int, kernel: int, padding: int, pool: int) -> None:
+        super().__init__()
+        self.convolution, self.pool = nn.Conv2d(inputs, 2 * channels, kernel, padding=padding), pool
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.max_pool2d(self.convolution(x).unflatten(1, (2, -1)).max(1).values, self.pool, 2, ceil_mode=True)
+
+
+def conv_discriminator() -> nn.Module:
+    """gan_cifar10_conv's, as one writes it down."""
+    return nn.Sequential(
+        nn.Dropout(0.2), ConvMaxout(3, 32, 8, padding=4, pool=4),
+        nn.Dropout(0.5), ConvMaxout(32, 32, 8, padding=3, pool=4),
+        nn.Dropout(0.5), ConvMaxout(32, 192, 5, padding=3, pool=2), nn.Flatten(),
+        nn.Dropout(0.5), gan_cifar10_conv.Maxout(192 * 5 * 5, 500, pieces=5),
+        nn.Dropout(0.5), nn.Linear(500, 1), nn.Flatten(0),
+    )  # fmt: skip
 
 
 def infogan_steps(seed: int = 0) -> Iterator[tuple[int, nn.Module]]:
@@ -123,27 +166,53 @@ def mnist(batch_size: int) -> DataLoader:
     return DataLoader(images, batch_size, shuffle=True, num_workers=2, drop_last=True)
 
 
+def cifar10(batch_size: int) -> DataLoader:
+    """The same of CIFAR-10."""
+    return DataLoader(Cifar10(), batch_size, shuffle=True, num_workers=2, drop_last=True)
+
+
+class Cifar10(Dataset):
+    """What torchvision's class of this name does for an image, from the files that we have."""
+
+    def __init__(self) -> None:
+        found = data.load("cifar10", 32, 3)
+        self.pixels, self.labels, self.transform = found.images.permute(0, 2, 3, 1).numpy(), found.labels.tolist(), ToTensor()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, number: int) -> tuple[torch.Tensor, int]:
+        return self.transform(Image.fromarray(self.pixels[number])), self.labels[number]
+
+
 def main(plain: Plain) -> None:
     """Writes outputs/plain_<model>/metrics.csv and models/plain_<model>.safetensors."""
     require_positive(minutes=plain.minutes)
     require_seed(plain.seed)
-    data.load("mnist", 28, 1)  # where it isn't there yet, it is fetched before the clock starts
+    if plain.model not in ("leaky", "maxout", "batchnorm", "dcgan", "conv"):
+        raise UserError(f"no model named '{plain.model}': give --model leaky, maxout, batchnorm, dcgan or conv")
     name = f"plain_{plain.model}" + (f"_{plain.seed}" if plain.seed else "")
+    config, _, _ = game(plain.model)
+    data.load(config.data, 28, 1)  # where it isn't there yet, it is fetched before the clock starts
     ends = [time.perf_counter()]
     for epoch, generator in steps(plain.model, plain.seed):  # noqa: B007 (used below)
+        now = time.perf_counter()
         if epoch > len(ends):
-            ends.append(time.perf_counter())
-            if ends[-1] - ends[0] > 60 * plain.minutes:
-                break
-    rows = [{"epoch": number, "seconds": round(end - begun, 3)} for number, (begun, end) in enumerate(itertools.pairwise(ends), 1)]
+            ends.append(now)
+        if now - ends[0] > 60 * plain.minutes:
+            break
+    rows = [{"epoch": number, "seconds": round(end - begun, 3)} for number, (begun, end) in enumerate(itertools.pairwise([*ends, now]), 1)]
     with replacing(Path(plain.root) / "outputs" / name / "metrics.csv") as part, open(part, "w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)
-    of_the_recipe = {"learning_rate": LEARNING_RATE, "generator_rate": 1.0, "warm_up": 0, "average": 0.0, "held_out": 0}
-    config = gan_mnist.Config(model=plain.model, seed=plain.seed, name=name, epochs=len(rows), **of_the_recipe)
+    of_the_recipe = {"learning_rate": LEARNING_RATE, "generator_rate": 1.0, "average": 0.0, "held_out": 0}
+    of_the_recipe |= {"warm_up": 0} if hasattr(config, "warm_up") else {}
+    config = dataclasses.replace(config, seed=plain.seed, name=name, epochs=len(rows), **of_the_recipe)
     command = f"python benchmarks/plain.py --model {plain.model} --minutes {plain.minutes:g}"
-    save_generator(Path(plain.root) / "models" / f"{name}.safetensors", generator.eval(), "gan_mnist", config, command=command)
+    save_generator(
+        Path(plain.root) / "models" / f"{name}.safetensors", generator.eval(), type(config).__module__, config, command=command
+    )
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ on the CPU.
 
     python benchmarks/throughput.py
     python benchmarks/throughput.py --profile maxout
-    python benchmarks/throughput.py --models infogan --rounds 3
+    python benchmarks/throughput.py --models infogan dcgan modern conv --rounds 3
 """
 
 import contextlib
@@ -35,6 +35,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+import dcgan_cifar10
+import gan_cifar10_conv
 import gan_mnist
 import infogan_mnist
 from benchmarks import plain as recipe
@@ -43,9 +45,14 @@ from utils.device import pick_precision
 from utils.shell import command_line
 
 SECONDS = 8  # that the plain recipe is timed for
-WARM_UP = 30  # steps before that
+WARM_UP = 30  # steps before that, or 3 long ones
 PEAK_SIZE = 4096
-IMAGES = 6_400  # of an epoch of infogan's, whose steps are long: 50
+CONVOLUTIONAL: dict[str, tuple[ModuleType, int, dict[str, Any]]] = {  # the experiment; the images of an epoch, which are few because
+    "infogan": (infogan_mnist, 60_000 - 6_400, {}),  # their steps are long, as those held out; constants
+    "dcgan": (dcgan_cifar10, 50_000 - 2_560, {"recipe": "paper"}),
+    "modern": (dcgan_cifar10, 50_000 - 2_560, {"recipe": "modern", "base": 128, "batch_size": 128}),  # on the nets of the paper
+    "conv": (gan_cifar10_conv, 50_000 - 2_560, {}),
+}
 
 
 @dataclass
@@ -53,7 +60,7 @@ class Benchmark:
     """Time the experiments against the plain recipe."""
 
     models: tuple[str, ...] = ("leaky", "maxout", "batchnorm", "infogan")
-    """Of gan_mnist; or infogan."""
+    """Of gan_mnist; infogan; dcgan and modern, its recipes; conv, of gan_cifar10_conv."""
     rounds: int = 5
     """Of plain and ours in turns."""
     profile: str = ""
@@ -68,8 +75,9 @@ def in_fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:
 
 def experiment_of(model: str) -> tuple[ModuleType, dict[str, Any]]:
     """The experiment, and the constants for its Config, with no more to do between epochs than needs be."""
-    if model == "infogan":
-        return infogan_mnist, {"held_out": 60_000 - IMAGES}
+    if model in CONVOLUTIONAL:
+        experiment, held_out, constants = CONVOLUTIONAL[model]
+        return experiment, {"held_out": held_out, **constants}
     return gan_mnist, {"model": model, "estimate_every": 0}
 
 
@@ -80,10 +88,10 @@ def config_of(model: str, **constants: Any) -> Any:
 
 
 def peak(model: str, precision: str) -> float:
-    """What the machine's matrix units give right now, in FLOP/s, the best of ten: on a product of 4096 x 4096; for infogan on a 4 x 4
-    convolution of 64 images of 256 x 28 x 28, channels last."""
+    """What the machine's matrix units give right now, in FLOP/s, the best of ten: on a product of 4096 x 4096; for networks of
+    convolutions on one of 4 x 4, of 64 images of 256 x 28 x 28, channels last."""
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
-    if model == "infogan":
+    if model in CONVOLUTIONAL:
         shapes = (64, 256, 28, 28), (256, 256, 4, 4)
         images, kernel = (torch.randn(shape).to(dtype).to(memory_format=torch.channels_last) for shape in shapes)
         operations, compute = 2 * 64 * 25 * 25 * kernel.numel(), lambda: torch.conv2d(images, kernel)
@@ -101,12 +109,13 @@ def peak(model: str, precision: str) -> float:
 
 def plain(model: str) -> float:
     """Images/s of the plain recipe."""
-    steps = recipe.infogan_steps() if model == "infogan" else recipe.steps(model)
+    steps = recipe.infogan_steps() if model == "infogan" else recipe.steps({"modern": "dcgan"}.get(model, model))
+    warm_up = 3 if model in CONVOLUTIONAL else WARM_UP
     for done, _ in enumerate(steps, 1):
-        if done == WARM_UP:
+        if done == warm_up:
             begun = time.perf_counter()
-        elif done > WARM_UP and time.perf_counter() - begun > SECONDS:
-            return (done - WARM_UP) * config_of(model).batch_size / (time.perf_counter() - begun)
+        elif done > warm_up and time.perf_counter() - begun > SECONDS:
+            return (done - warm_up) * config_of(model).batch_size / (time.perf_counter() - begun)
 
 
 def train_quietly(model: str, **constants: Any) -> list[dict[str, str]]:
@@ -126,7 +135,9 @@ def ours(model: str, precision: str) -> tuple[float, float]:
 
 def first_step(model: str) -> float:
     """Seconds from the command to the first losses on the screen."""
-    script, chosen = Path(experiment_of(model)[0].__file__), [] if model == "infogan" else ["--model", model]
+    experiment, constants = experiment_of(model)
+    script = Path(experiment.__file__)
+    chosen = [word for name in ("model", "recipe") if name in constants for word in (f"--{name}", constants[name])]
     with tempfile.TemporaryDirectory() as root:
         begun = time.perf_counter()
         command = [sys.executable, script, *chosen, "--root", root, "--device", "cpu"]
@@ -152,6 +163,14 @@ def flops_per_image(model: str) -> float:
         # D sees real and fake images and a distorted copy of each. Through the fakes G's gradient goes too, through the distorted ones
         # the information's alone, which is the same for both players.
         return 3 * g - first_g + 2 * (3 * d - first_d) + (4 * d - first_d) + 3 * d
+    if model in CONVOLUTIONAL:
+        experiment, config = experiment_of(model)[0], config_of(model)
+        g, first_g = forward_flops(experiment.make_generator(config), 100)
+        d, first_d = forward_flops(experiment.Discriminator(), 3, 32, 32)
+        needed = 3 * g - first_g + (3 * d - first_d) + 3 * d  # of the fakes, the first layer's input has a gradient too
+        if getattr(config, "batch_norm", False):  # each logit is that of all fakes: the way back through D once more
+            needed += d - first_d
+        return needed
     players = gan_mnist.make_generator(gan_mnist.Config(model=model)), gan_mnist.DISCRIMINATORS[model]()
     layers_g, layers_d = ([m.weight.numel() for m in player.modules() if isinstance(m, nn.Linear)] for player in players)
     move_g = 3 * sum(layers_g) - layers_g[0]  # noise needs no gradient
@@ -191,7 +210,7 @@ class Stopwatch(TorchDispatchMode):
 def operations(model: str, precision: str) -> tuple[list[tuple[str, float, float]], float]:
     """Operations with their calls and milliseconds a step, the slowest first; and the milliseconds of a step that isn't watched."""
     config = config_of(model)
-    steps = (60_000 - config.held_out) // config.batch_size
+    steps = ((50_000 if config.data == "cifar10" else 60_000) - config.held_out) // config.batch_size
     epochs = train_quietly(model, precision=precision, epochs=4)[1:]
     with Stopwatch() as stopwatch:
         train_quietly(model, precision=precision, epochs=1)
@@ -220,7 +239,8 @@ def spread(values: list[float], form: str) -> str:
 
 def main(benchmark: Benchmark) -> None:
     """Prints the table as Markdown."""
-    data.load("mnist", 28, 1)  # fetched before anything is timed
+    for source in ("mnist", "cifar10"):
+        data.load(source, 28, 1)  # fetched before anything is timed
     precision, reason = pick_precision("auto", torch.device("cpu"))
     if benchmark.profile:
         profile(benchmark.profile, precision)

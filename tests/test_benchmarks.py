@@ -2,6 +2,7 @@
 
 import re
 from itertools import islice
+from unittest import mock
 
 import pytest
 import torch
@@ -11,10 +12,12 @@ from runs import PlainRun
 from safetensors import safe_open
 from torch.utils.flop_counter import FlopCounterMode
 
+import dcgan_cifar10
+import gan_cifar10_conv
 import gan_mnist
 import infogan_mnist
 import sampler
-from benchmarks import classifiers, infogan, likelihood, normal, plain, precision, ring, scaling
+from benchmarks import classifiers, dcgan, infogan, likelihood, normal, plain, precision, ring, scaling, throughput
 from benchmarks.throughput import Stopwatch, flops_per_image, spread
 from utils.known import ImageSet
 from utils.models import read_facts, read_generator
@@ -126,6 +129,21 @@ def test_the_operations_infogan_needs_are_those_that_pytorch_counts():
     assert counter.get_total_flops() / 4 == pytest.approx(flops_per_image("infogan"), rel=3e-5)
 
 
+@pytest.mark.parametrize("model", ["dcgan", "modern", "conv"])
+def test_the_operations_of_convolutions_are_those_that_pytorch_counts(model, monkeypatch):
+    experiment, config = throughput.experiment_of(model)[0], throughput.config_of(model)
+    if model == "conv":  # a hundred times fewer weights, with the same layers
+        config = experiment.Config(hidden=80, maps=8)
+        monkeypatch.setattr(throughput, "config_of", lambda _: config)
+    players = experiment.make_generator(config), experiment.Discriminator(**({} if model == "conv" else {"batch_norm": config.batch_norm}))
+    optimizers = [torch.optim.SGD(network.parameters(), 0.1) for network in players]
+    monkeypatch.setattr("torch.utils.module_tracker.register_multi_grad_hook", mock.Mock())  # autograd.grad doesn't take them
+    with FlopCounterMode(display=False) as counter:
+        real = torch.rand(2, 3, 32, 32)
+        experiment.move_at_once(PlainRun(), *players, *optimizers, real, *([] if model == "conv" else [config]))
+    assert counter.get_total_flops() / 2 == pytest.approx(flops_per_image(model), rel=1e-3)
+
+
 @pytest.fixture
 def few(digits, monkeypatch):
     """In the place of torchvision's MNIST."""
@@ -147,6 +165,35 @@ def test_the_plain_recipe_of_infogan_trains_all_three_networks(few):
     epochs, generators = zip(*islice(plain.infogan_steps(), 6), strict=True)
     assert epochs == (1, 1, 1, 1, 2, 2)
     assert all(weight.grad is not None for weight in generators[-1].parameters())
+
+
+@pytest.mark.parametrize("model", ["dcgan", "conv"])
+def test_the_plain_recipe_trains_on_photographs(model, monkeypatch, photos):
+    monkeypatch.setattr("utils.data.load", lambda *_: ImageSet(photos, torch.zeros(100, dtype=torch.int64)))
+    monkeypatch.setattr(plain, "game", lambda model: small_game(model))
+    epochs, generators = zip(*islice(plain.steps(model), 11), strict=True)
+    assert epochs == (1,) * 10 + (2,)
+    assert all(weight.grad is not None for weight in generators[-1].parameters())
+
+
+def small_game(model):
+    """The same with fewer weights and smaller batches."""
+    if model == "dcgan":
+        config = dcgan_cifar10.Config(recipe="paper", base=2, batch_size=10)
+        return config, dcgan_cifar10.make_generator(config), dcgan_cifar10.Discriminator(2)
+    config = gan_cifar10_conv.Config(hidden=4, maps=2, batch_size=10)
+    return config, gan_cifar10_conv.make_generator(config), plain.conv_discriminator()
+
+
+def test_the_plain_convolutional_discriminator_is_ours_as_one_writes_it_down():
+    ours, theirs = gan_cifar10_conv.Discriminator().eval(), plain.conv_discriminator().eval()
+    weights = [weight.detach() for weight in ours.parameters()]
+    weights[0] = weights[0][..., 0].unflatten(1, (8, 3)).permute(0, 2, 3, 1)
+    with torch.no_grad():
+        for weight, source in zip(theirs.parameters(), weights, strict=True):
+            weight.copy_(source)
+    images = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(theirs(images), ours(images))
 
 
 def test_the_plain_recipe_leaves_what_score_needs(few, tmp_path, monkeypatch):
@@ -179,6 +226,28 @@ def test_the_ablation_measures_the_last_step_and_the_average(digits, monkeypatch
     assert not torch.equal(last, averaged)
     with pytest.raises(normal.UserError, match="no row named luck"):
         likelihood.main(likelihood.Table(rows=("luck",)))
+
+
+def test_the_ablation_of_dcgan_measures_the_average_and_the_player_whenever_a_run_is_stopped(photo_folder, monkeypatch, capsys):
+    trained = []
+
+    def train_for(seconds, arguments, folder):
+        trained.append((seconds, "--resume" in arguments, folder))
+        small = {"data": str(photo_folder), "batch_size": 10, "base": 2, "average": 0.1, "epochs": len(trained), "device": "cpu"}
+        dcgan_cifar10.train(dcgan_cifar10.Config(name="run", root=str(folder), resume="--resume" in arguments, **small))
+
+    measured = []
+    monkeypatch.setattr(dcgan, "train_for", train_for)
+    monkeypatch.setattr(dcgan, "distance", lambda generator, _: measured.append(generator) or float(len(measured)))
+    monkeypatch.setattr("utils.data.load_known", lambda *_: ImageSet(torch.zeros(1, 3, 32, 32, dtype=torch.uint8), None))
+    dcgan.main(dcgan.Table(seeds=1, rows=("as it is",), minutes=(0.1, 0.3)))
+    assert [(round(seconds), resumed) for seconds, resumed, _ in trained] == [(6, False), (12, True)]
+    table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]  # beside what runs say
+    assert cells("\n".join(table)) == [["as it is", "1.00", "3.00"], [dcgan.NOT_AVERAGED, "2.00", "4.00"]]
+    average, player = measured[:2]
+    assert not torch.equal(average.layers[0].weight, player.layers[0].weight)
+    with pytest.raises(normal.UserError, match="each longer than the one before"):
+        dcgan.main(dcgan.Table(minutes=(3, 1)))
 
 
 def test_shifted_images_keep_what_they_show(digits):
