@@ -33,7 +33,7 @@ class Conv2d(nn.Conv2d):
         rest = any((side + 2 * self.padding[0] - self.kernel_size[0]) % self.stride[0] for side in x.shape[2:])
         if rest or not _slow(weight, self.stride):
             return F.conv2d(x, weight, self.bias, self.stride, self.padding)
-        return _Conv.apply(_short(x), _short(weight), self.bias, self.stride[0], self.padding[0])
+        return _Convolution.apply(_short(x), _short(weight), self.bias, self.stride[0], self.padding[0], False)
 
 
 class ConvTranspose2d(nn.ConvTranspose2d):
@@ -43,7 +43,7 @@ class ConvTranspose2d(nn.ConvTranspose2d):
         weight = self.weight
         if not _slow(weight, self.stride):
             return F.conv_transpose2d(x, weight, self.bias, self.stride, self.padding)
-        return _ConvTranspose.apply(_short(x), _short(weight), self.bias, self.stride[0], self.padding[0])
+        return _Convolution.apply(_short(x), _short(weight), self.bias, self.stride[0], self.padding[0], True)
 
 
 def _slow(weight: torch.Tensor, stride: tuple[int, ...]) -> bool:
@@ -57,46 +57,29 @@ def _short(x: torch.Tensor) -> torch.Tensor:
     return x.to(torch.get_autocast_dtype("cpu"), memory_format=torch.channels_last)
 
 
-class _Conv(torch.autograd.Function):
-    """Backwards it does what can be differentiated again."""
+class _Convolution(torch.autograd.Function):
+    """Either kind, of which the other is the way back. Backwards it does only what can be differentiated again."""
 
     @staticmethod
-    def forward(ctx, x, weight, bias, stride, padding):
+    def forward(ctx, x, weight, bias, stride, padding, transposed):
         ctx.save_for_backward(x, weight)
-        ctx.stride, ctx.padding = stride, padding
-        return F.conv2d(x, weight, None if bias is None else bias.to(x.dtype), stride, padding)
+        ctx.form = stride, padding, transposed
+        convolve = F.conv_transpose2d if transposed else F.conv2d
+        return convolve(x, weight, None if bias is None else bias.to(x.dtype), stride, padding)
 
     @staticmethod
     def backward(ctx, gradient):
         x, weight = ctx.saved_tensors
+        stride, padding, transposed = ctx.form
         gradient = gradient.contiguous(memory_format=torch.channels_last)
         of_x = of_weight = of_bias = None
         if ctx.needs_input_grad[0]:
-            of_x = _ConvTranspose.apply(gradient, weight, None, ctx.stride, ctx.padding)
+            of_x = _Convolution.apply(gradient, weight, None, stride, padding, not transposed)
         if _wanted:
-            of_weight = _weight_gradient(x, gradient, weight.shape[-1], ctx.stride, ctx.padding)
+            large, small = (gradient, x) if transposed else (x, gradient)
+            of_weight = _weight_gradient(large, small, weight.shape[-1], stride, padding)
             of_bias = gradient.sum((0, 2, 3), dtype=torch.float32) if ctx.needs_input_grad[2] else None
-        return of_x, of_weight, of_bias, None, None
-
-
-class _ConvTranspose(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, weight, bias, stride, padding):
-        ctx.save_for_backward(x, weight)
-        ctx.stride, ctx.padding = stride, padding
-        return F.conv_transpose2d(x, weight, None if bias is None else bias.to(x.dtype), stride, padding)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        x, weight = ctx.saved_tensors
-        gradient = gradient.contiguous(memory_format=torch.channels_last)
-        of_x = of_weight = of_bias = None
-        if ctx.needs_input_grad[0]:
-            of_x = _Conv.apply(gradient, weight, None, ctx.stride, ctx.padding)
-        if _wanted:
-            of_weight = _weight_gradient(gradient, x, weight.shape[-1], ctx.stride, ctx.padding)
-            of_bias = gradient.sum((0, 2, 3), dtype=torch.float32) if ctx.needs_input_grad[2] else None
-        return of_x, of_weight, of_bias, None, None
+        return of_x, of_weight, of_bias, None, None, None
 
 
 def _weight_gradient(large: torch.Tensor, small: torch.Tensor, kernel: int, stride: int, padding: int) -> torch.Tensor:
