@@ -11,8 +11,8 @@ Sizes and starting weights are those of the authors' published settings. Adam mo
 weights; `--optimizer sgd --average 0` is the paper's way. The authors give each image by itself the mean 0 and the deviation 1; here all
 images have the same mean and scale, so that a generated one can be shown as it is.
 
-Each epoch adds a grid of images to outputs/gan_cifar10_conv/; gif/gan_cifar10_conv.gif shows them one after the other. An epoch takes
-about four minutes on two CPU cores that have bf16 units, and each checkpoint 1.3 GB.
+Each epoch adds a grid of images to outputs/gan_cifar10_conv/; gif/gan_cifar10_conv.gif shows them one after the other. An epoch
+takes four to five minutes on two CPU cores that have bf16 units, and each checkpoint 1.2 GB.
 
     python gan_cifar10_conv.py
     python gan_cifar10_conv.py --hidden 2000
@@ -44,11 +44,11 @@ class Config:
     """Train the convolutional GAN of 2014 on CIFAR-10, or on your own pictures."""
 
     optimizer: Annotated[str, tyro.conf.arg(metavar="adam|sgd")] = "adam"
-    """Adam, or the paper's SGD with momentum, which takes several times as long."""
+    """Adam, or the paper's SGD with momentum."""
     learning_rate: float | None = None
     """The discriminator's (by default 0.0002; sgd: the paper's 0.004)."""
-    generator_rate: float | None = None
-    """The generator's learning rate, in units of the discriminator's (by default 1)."""
+    generator_rate: float = 1.0
+    """The generator's learning rate, in units of the discriminator's."""
     average: float = 0.1
     """How far back the average of G's weights, the result, reaches: 0 not at all, 1 to the start."""
     hidden: int = 8000
@@ -85,8 +85,6 @@ class Config:
     def __post_init__(self) -> None:
         if self.learning_rate is None:
             self.learning_rate = PAPER_RATE if self.optimizer == "sgd" else 0.0002
-        if self.generator_rate is None:
-            self.generator_rate = 1.0
 
 
 class Generator(nn.Module):

@@ -7,6 +7,7 @@ samples to the test images, in the features of our classifier. Its own start and
     python benchmarks/dcgan.py --rows "as it is" --seeds 1 --minutes 2 4
 """
 
+import copy
 import signal
 import subprocess
 import sys
@@ -72,13 +73,12 @@ def train_for(seconds: float, arguments: list[str], folder: Path) -> None:
         process.send_signal(signal.SIGTERM)
 
 
-def players(root: Path) -> list[nn.Module]:
+def players(root: Path) -> tuple[nn.Module, nn.Module]:
     """The generator that a stopped run has saved, and the one that plays, whose weights aren't averaged."""
     _, _, result = sampler.load(root / "models" / "run.safetensors")
-    _, _, player = sampler.load(root / "models" / "run.safetensors")
-    parts = torch.load(root / "outputs" / "run" / "checkpoint.pt", weights_only=True)["parts"]
-    player.load_state_dict(parts["player"])
-    return [result, player]
+    player = copy.deepcopy(result)
+    player.load_state_dict(torch.load(root / "outputs" / "run" / "checkpoint.pt", weights_only=True)["parts"]["player"])
+    return result, player
 
 
 def distance(generator: nn.Module, test: torch.Tensor) -> float:
@@ -104,11 +104,11 @@ def main(table: Table) -> None:
                 for number, minutes in enumerate(table.minutes):
                     train_for(60 * (minutes - done), arguments + ["--resume"] * (number > 0), Path(folder))
                     done = minutes
-                    for name, generator in zip((row, NOT_AVERAGED), players(Path(folder)), strict=True):
+                    named = (row, NOT_AVERAGED) if row == "as it is" else (row,)
+                    for name, generator in zip(named, players(Path(folder)), strict=False):
                         found.setdefault(name, [[] for _ in table.minutes])[number].append(distance(generator, test))
         for name, distances in found.items():
-            if name == row or row == "as it is":
-                print(f"| {name} |", " | ".join(" ".join(f"{each:.2f}" for each in seeds) for seeds in distances), "|", flush=True)
+            print(f"| {name} |", " | ".join(" ".join(f"{each:.2f}" for each in seeds) for seeds in distances), "|", flush=True)
 
 
 if __name__ == "__main__":
