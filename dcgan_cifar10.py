@@ -37,8 +37,8 @@ RECIPES: dict[str, dict[str, Any]] = {
         "batch_size": 128, "learning_rate": 0.0002, "generator_rate": 1.0, "base": 128,
     },
     "modern": {
-        "loss": "relativistic", "batch_norm": True, "spectral_norm": False, "penalty": 0.0, "augment": False, "flips": True, "average": 0.1,
-        "batch_size": 32, "learning_rate": 0.0002, "generator_rate": 1.0, "base": 64,
+        "loss": "logistic", "batch_norm": True, "spectral_norm": False, "penalty": 0.0, "augment": False, "flips": True, "average": 0.1,
+        "batch_size": 16, "learning_rate": 0.0002, "generator_rate": 1.0, "base": 64,
     },
 }  # fmt: skip
 
@@ -57,7 +57,7 @@ class Config:
     """Whether each of the discriminator's weight matrices is divided by its largest singular value."""
     penalty: float | None = None
     """The weight of the zero-centred gradient penalty on real images and on fakes."""
-    penalty_every: int = 4
+    penalty_every: int = 16
     """Steps between penalties, each of which weighs as much more."""
     augment: bool | None = None
     """Whether all that the discriminator sees is augmented, differentiably."""

@@ -31,17 +31,15 @@ SCRIPT = Path(__file__).parent.parent / "dcgan_cifar10.py"
 NOT_AVERAGED = "G's weights as they are, no average"  # which needs no run of its own
 ROWS: dict[str, list[str]] = {
     "as it is": [],
-    "the paper's loss": ["--loss", "logistic"],
+    "relativistic pairing loss": ["--loss", "relativistic"],
     "hinge loss": ["--loss", "hinge"],
-    "no batch norm in D": ["--batch-norm", "False"],
     "gradient penalty": ["--penalty", "0.01"],
-    "no batch norm in D, gradient penalty": ["--batch-norm", "False", "--penalty", "0.01"],
+    "no batch norm in D": ["--batch-norm", "False"],
     "spectral norm for batch norm in D": ["--batch-norm", "False", "--spectral-norm", "True"],
     "augmentation": ["--augment", "True"],
     "no flips": ["--flips", "False"],
-    "G's rate half of D's": ["--generator-rate", "0.5"],
     "G's rate twice D's": ["--generator-rate", "2"],
-    "batches of 128": ["--batch-size", "128"],
+    "the paper's batches of 128": ["--batch-size", "128"],
     "the paper's width": ["--base", "128"],
     "the paper's recipe": ["--recipe", "paper"],
 }

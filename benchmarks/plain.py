@@ -40,6 +40,7 @@ from utils.models import save_generator
 from utils.shell import UserError, command_line, require_positive, require_seed
 
 LEARNING_RATE = 2e-4
+MODELS = "leaky", "maxout", "batchnorm", "dcgan", "modern", "conv"
 
 
 @dataclass
@@ -49,7 +50,7 @@ class Plain:
     minutes: float = 10
     """Of wall-clock time."""
     model: str = "leaky"
-    """Whose nets: leaky, maxout or batchnorm of gan_mnist; dcgan; conv, of gan_cifar10_conv."""
+    """Whose nets: leaky, maxout or batchnorm of gan_mnist; dcgan and modern, its recipes; conv, of gan_cifar10_conv."""
     seed: int = 0
     """Of all that is random."""
     root: str = "."
@@ -93,9 +94,9 @@ def steps(model: str, seed: int = 0) -> Iterator[tuple[int, nn.Module]]:
 
 def game(model: str) -> tuple[Any, nn.Module, nn.Module]:
     """The Config, whose constants but for the data and the batch size nobody looks at, and the players."""
-    if model == "dcgan":
-        config = dcgan_cifar10.Config(recipe="paper")
-        return config, dcgan_cifar10.make_generator(config), dcgan_cifar10.Discriminator()
+    if model in ("dcgan", "modern"):
+        config = dcgan_cifar10.Config(recipe="paper" if model == "dcgan" else model)
+        return config, dcgan_cifar10.make_generator(config), dcgan_cifar10.Discriminator(config.base)
     if model == "conv":
         config = gan_cifar10_conv.Config()
         return config, gan_cifar10_conv.make_generator(config), conv_discriminator()
@@ -189,8 +190,8 @@ def main(plain: Plain) -> None:
     """Writes outputs/plain_<model>/metrics.csv and models/plain_<model>.safetensors."""
     require_positive(minutes=plain.minutes)
     require_seed(plain.seed)
-    if plain.model not in ("leaky", "maxout", "batchnorm", "dcgan", "conv"):
-        raise UserError(f"no model named '{plain.model}': give --model leaky, maxout, batchnorm, dcgan or conv")
+    if plain.model not in MODELS:
+        raise UserError(f"no model named '{plain.model}': give --model one of {', '.join(MODELS)}")
     name = f"plain_{plain.model}" + (f"_{plain.seed}" if plain.seed else "")
     config, _, _ = game(plain.model)
     data.load(config.data, 28, 1)  # where it isn't there yet, it is fetched before the clock starts

@@ -50,7 +50,7 @@ PEAK_SIZE = 4096
 CONVOLUTIONAL: dict[str, tuple[ModuleType, int, dict[str, Any]]] = {  # the experiment; the images of an epoch, which are few because
     "infogan": (infogan_mnist, 60_000 - 6_400, {}),  # their steps are long, as those held out; constants
     "dcgan": (dcgan_cifar10, 50_000 - 2_560, {"recipe": "paper"}),
-    "modern": (dcgan_cifar10, 50_000 - 2_560, {"recipe": "modern", "base": 128, "batch_size": 128}),  # on the nets of the paper
+    "modern": (dcgan_cifar10, 50_000 - 2_560, {"recipe": "modern"}),
     "conv": (gan_cifar10_conv, 50_000 - 2_560, {}),
 }
 
@@ -109,7 +109,7 @@ def peak(model: str, precision: str) -> float:
 
 def plain(model: str) -> float:
     """Images/s of the plain recipe."""
-    steps = recipe.infogan_steps() if model == "infogan" else recipe.steps({"modern": "dcgan"}.get(model, model))
+    steps = recipe.infogan_steps() if model == "infogan" else recipe.steps(model)
     warm_up = 3 if model in CONVOLUTIONAL else WARM_UP
     for done, _ in enumerate(steps, 1):
         if done == warm_up:
@@ -164,9 +164,9 @@ def flops_per_image(model: str) -> float:
         # the information's alone, which is the same for both players.
         return 3 * g - first_g + 2 * (3 * d - first_d) + (4 * d - first_d) + 3 * d
     if model in CONVOLUTIONAL:
-        experiment, config = experiment_of(model)[0], config_of(model)
-        g, first_g = forward_flops(experiment.make_generator(config), 100)
-        d, first_d = forward_flops(experiment.Discriminator(), 3, 32, 32)
+        config, generator, discriminator = recipe.game(model)
+        g, first_g = forward_flops(generator, 100)
+        d, first_d = forward_flops(discriminator, 3, 32, 32)
         needed = 3 * g - first_g + (3 * d - first_d) + 3 * d  # of the fakes, the first layer's input has a gradient too
         if getattr(config, "batch_norm", False):  # each logit is that of all fakes: the way back through D once more
             needed += d - first_d

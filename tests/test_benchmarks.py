@@ -134,8 +134,9 @@ def test_the_operations_of_convolutions_are_those_that_pytorch_counts(model, mon
     experiment, config = throughput.experiment_of(model)[0], throughput.config_of(model)
     if model == "conv":  # a hundred times fewer weights, with the same layers
         config = experiment.Config(hidden=80, maps=8)
-        monkeypatch.setattr(throughput, "config_of", lambda _: config)
-    players = experiment.make_generator(config), experiment.Discriminator(**({} if model == "conv" else {"batch_norm": config.batch_norm}))
+        game = config, experiment.make_generator(config), plain.conv_discriminator()
+        monkeypatch.setattr(plain, "game", lambda _: game)
+    players = experiment.make_generator(config), experiment.Discriminator(*([] if model == "conv" else [config.base]))
     optimizers = [torch.optim.SGD(network.parameters(), 0.1) for network in players]
     monkeypatch.setattr("torch.utils.module_tracker.register_multi_grad_hook", mock.Mock())  # autograd.grad doesn't take them
     with FlopCounterMode(display=False) as counter:

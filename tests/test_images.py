@@ -3,6 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
+from utils.film import GIF_BYTES, Film
 from utils.images import captioned, grid, save_curves, save_gif, to_uint8
 from utils.shell import UserError
 
@@ -36,6 +37,19 @@ def test_a_gif_keeps_its_frames_and_holds_the_last(tmp_path, channels):
         greys.append(gif.convert("L").getpixel((5, 20)))
     assert durations == [100, 100, 1100]
     np.testing.assert_allclose(greys, [50, 120, 250], atol=9)  # half of the step between 16 shades
+
+
+def test_a_gif_of_pictures_that_take_much_space_has_fewer_frames(tmp_path):
+    film, rng = Film(tmp_path, tmp_path / "a.gif"), np.random.default_rng(0)
+    for epoch in range(1, 46):
+        film.add(Image.fromarray(rng.integers(0, 256, (274, 274, 3), np.uint8)), epoch)
+    film.save(captions=True)
+    gif = Image.open(tmp_path / "a.gif")
+    assert (tmp_path / "a.gif").stat().st_size <= GIF_BYTES
+    assert 10 <= gif.n_frames <= 30
+    gif.seek(gif.n_frames - 1)
+    last = captioned(Image.open(tmp_path / "epoch_0045.png"), "epoch 45")
+    assert np.corrcoef(np.asarray(gif.convert("L")).ravel(), np.asarray(last.convert("L")).ravel())[0, 1] > 0.9  # 128 colours are few
 
 
 def test_curves_are_drawn_without_a_display(tmp_path, monkeypatch):

@@ -11,7 +11,8 @@ from PIL import Image
 from utils.files import write_whole
 from utils.images import captioned, save_gif
 
-GIF_FRAMES = 50
+GIF_FRAMES = 50, 40, 30, 20  # the first number that keeps a GIF within
+GIF_BYTES = 2_000_000  # which photographs reach with fewer frames than drawings
 LARGEST = 2**22  # pixels of a picture, of which the GIF's are in memory at once
 
 
@@ -68,14 +69,17 @@ class Film:
         if not names:
             self.gif.unlink(missing_ok=True)  # an earlier run's would pass for this one's
             return
-        shown = np.arange(len(names))
-        if len(names) > GIF_FRAMES:
-            shown = np.unique(np.geomspace(1, len(names), GIF_FRAMES).round().astype(int)) - 1
-        pictures = [Image.open(io.BytesIO(self.frames[names[number]])) for number in shown]
-        if captions:
-            epochs = [int(names[number].removeprefix("epoch_").removesuffix(".png")) for number in shown]
-            pictures = [captioned(picture, f"epoch {epoch}") for picture, epoch in zip(pictures, epochs, strict=True)]
-        save_gif(pictures, self.gif, hold=2)
+        for most in GIF_FRAMES:
+            shown = np.arange(len(names))
+            if len(names) > most:
+                shown = np.unique(np.geomspace(1, len(names), most).round().astype(int)) - 1
+            pictures = [Image.open(io.BytesIO(self.frames[names[number]])) for number in shown]
+            if captions:
+                epochs = [int(names[number].removeprefix("epoch_").removesuffix(".png")) for number in shown]
+                pictures = [captioned(picture, f"epoch {epoch}") for picture, epoch in zip(pictures, epochs, strict=True)]
+            save_gif(pictures, self.gif, hold=2)
+            if self.gif.stat().st_size <= GIF_BYTES:
+                return
 
     def _write(self, name: str) -> None:
         """The PNG, unless it is there."""
