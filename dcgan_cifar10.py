@@ -26,10 +26,11 @@ from torch.nn.utils.parametrizations import spectral_norm
 from torch.optim import Adam
 from torch.optim.swa_utils import update_bn
 
+from utils.average import add_to_average
 from utils.convolution import Conv2d, ConvTranspose2d, no_weight_gradients
 from utils.device import widen
 from utils.run import Run
-from utils.shell import UserError, command_line, require_not_negative, require_positive
+from utils.shell import UserError, command_line, require_not_negative, require_positive, require_share
 
 RECIPES: dict[str, dict[str, Any]] = {
     "paper": {
@@ -264,15 +265,6 @@ def move_at_once(
     run.log(loss_d=loss_d, loss_g=loss_g, logit_real=logits_real.mean(), logit_fake=logits_fake.mean())
 
 
-@torch.no_grad()
-def add_to_average(average: nn.Module, generator: nn.Module, number: int, reach: float) -> None:
-    """Makes the generator's weights the `number`-th, from 0, in their average: polynomial-decay averaging (Shamir and Zhang 2013).
-
-    With reach r an average of t weights counts the k-th of them about (k/t)^(1/r - 1) times as much as the last.
-    """
-    torch._foreach_lerp_(list(average.parameters()), list(generator.parameters()), 1 / (1 + number * reach))
-
-
 def train(config: Config) -> None:
     """One whole run; Run says what it leaves. Raises UserError for constants or data that can't be used."""
     for name, known in (("recipe", RECIPES), ("loss", THEORY)):
@@ -280,8 +272,7 @@ def train(config: Config) -> None:
             raise UserError(f"no {name} named '{getattr(config, name)}': give --{name} one of {', '.join(known)}")
     require_positive(learning_rate=config.learning_rate, generator_rate=config.generator_rate, penalty_every=config.penalty_every)
     require_not_negative(penalty=config.penalty)
-    if not 0 <= config.average <= 1:
-        raise UserError(f"average is {config.average}, expected a number from 0 to 1: give --average another value")
+    require_share(average=config.average)
     run = Run(config, "dcgan_cifar10", config.recipe, BAR)
     if run.share == 1:
         raise UserError("batch_size gives a process 1 image, expected at least 2 to normalise over: give --batch-size another value")

@@ -30,10 +30,11 @@ import tyro
 from torch import nn
 from torch.optim import SGD, Adam, Optimizer
 
-from utils.convolution import ConvTranspose2d
+from utils.average import add_to_average
+from utils.convolution import Columns, ConvTranspose2d
 from utils.device import Dropout, widen
 from utils.run import Run
-from utils.shell import UserError, command_line, require_positive
+from utils.shell import UserError, command_line, require_positive, require_share
 
 PAPER_RATE = 0.004  # of SGD
 LARGEST = 65_536  # of the networks' widths
@@ -112,7 +113,7 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """N x 3 x 32 x 32 to N logits, whose sigmoid is D(x)."""
+    """N x 3 x 32 x 32 to N logits, whose sigmoid is D(x). The first convolution, too, has windows of 8 x 8: see Columns."""
 
     def __init__(self, channels: int = 32, units: int = 500) -> None:
         super().__init__()
@@ -128,22 +129,6 @@ class Discriminator(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return widen(self.layers(x)).squeeze(1)
-
-
-class Columns(nn.Module):
-    """Puts each pixel's next `width` - 1 to its right beside it, as channels: N x C x H x W to N x (width C) x H+2p x W+2p-width+1.
-
-    A convolution of `width` x 1 is then one of `width` x `width` on the image itself; and on three channels a CPU is slow.
-    """
-
-    def __init__(self, width: int, padding: int) -> None:
-        super().__init__()
-        self.width, self.padding = width, padding
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = F.pad(x, (self.padding,) * 4)
-        places = x.shape[3] - self.width + 1
-        return torch.cat([x[..., k : k + places] for k in range(self.width)], 1)
 
 
 class PooledMaxout(nn.Module):
@@ -237,20 +222,10 @@ def paper_schedule(sgd: Optimizer, rate: float, update: int, epoch: int) -> None
         group.update(lr=max(rate / 1.000004**update, min(rate, 1e-6)), momentum=0.5 + 0.2 * min((epoch - 1) / 249, 1))
 
 
-@torch.no_grad()
-def add_to_average(average: nn.Module, generator: nn.Module, number: int, reach: float) -> None:
-    """Makes the generator's weights the `number`-th, from 0, in their average: polynomial-decay averaging (Shamir and Zhang 2013).
-
-    With reach r an average of t weights counts the k-th of them about (k/t)^(1/r - 1) times as much as the last.
-    """
-    torch._foreach_lerp_(list(average.parameters()), list(generator.parameters()), 1 / (1 + number * reach))
-
-
 def train(config: Config) -> None:
     """One whole run; Run says what it leaves. Raises UserError for constants or data that can't be used."""
     require_positive(learning_rate=config.learning_rate, generator_rate=config.generator_rate)
-    if not 0 <= config.average <= 1:
-        raise UserError(f"average is {config.average}, expected a number from 0 to 1: give --average another value")
+    require_share(average=config.average)
     if config.optimizer not in OPTIMIZERS:
         raise UserError(f"no optimizer named '{config.optimizer}': give --optimizer one of {', '.join(OPTIMIZERS)}")
     run = Run(config, "gan_cifar10_conv", "", BAR)

@@ -32,11 +32,12 @@ from torch import nn
 from torch.optim import SGD, Adam, Optimizer
 from torch.optim.swa_utils import update_bn
 
+from utils.average import add_to_average
 from utils.device import Dropout, widen
 from utils.images import to_uint8, to_unit
 from utils.run import Run
 from utils.scores import parzen
-from utils.shell import UserError, command_line, require_not_negative, require_positive
+from utils.shell import UserError, command_line, require_not_negative, require_positive, require_share
 
 
 @dataclass
@@ -305,15 +306,6 @@ def paper_schedule(sgd: Optimizer, rate: float, update: int, epoch: int, warm_up
 
 
 @torch.no_grad()
-def add_to_average(average: nn.Module, generator: nn.Module, number: int, reach: float) -> None:
-    """Makes the generator's weights the `number`-th, from 0, in their average: polynomial-decay averaging (Shamir and Zhang 2013).
-
-    With reach r an average of t weights counts the k-th of them about (k/t)^(1/r - 1) times as much as the last.
-    """
-    torch._foreach_lerp_(list(average.parameters()), list(generator.parameters()), 1 / (1 + number * reach))
-
-
-@torch.no_grad()
 def held_out_likelihood(generator: nn.Module, z: torch.Tensor, images: torch.Tensor) -> float:
     """Of images (N x 1 x 28 x 28 in [0, 1]) under what the generator makes of z, in nats, as score.py estimates it."""
     samples = torch.cat([to_uint8(generator.eval()(part), *generator.pixels) for part in z.split(1000)])
@@ -325,8 +317,7 @@ def train(config: Config) -> None:
     """One whole run; Run says what it leaves. Raises UserError for constants or data that can't be used."""
     require_positive(learning_rate=config.learning_rate, generator_rate=config.generator_rate)
     require_not_negative(estimate_every=config.estimate_every, warm_up=config.warm_up)
-    if not 0 <= config.average <= 1:
-        raise UserError(f"average is {config.average}, expected a number from 0 to 1: give --average another value")
+    require_share(average=config.average)
     if config.model == "leaky" and config.warm_up:
         raise UserError(f"warm_up is {config.warm_up}, but leaky's rates stay as they are: leave out --warm-up")
     run = Run(config, "gan_mnist", config.model, BAR)

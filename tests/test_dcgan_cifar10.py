@@ -1,7 +1,6 @@
 """DCGAN: its nets against the paper's table, each of the modern recipe's parts against a reference, and short runs on photographs."""
 
 import copy
-import math
 from dataclasses import replace
 
 import numpy as np
@@ -18,7 +17,6 @@ from dcgan_cifar10 import (
     Config,
     Discriminator,
     Generator,
-    add_to_average,
     augmented,
     losses,
     make_generator,
@@ -122,20 +120,6 @@ def test_the_penaltys_gradient_is_that_of_finite_differences():
                 with torch.no_grad():
                     weight[place] -= sign * step
             assert gradient[place].item() == pytest.approx((ends[0] - ends[1]) / (2 * step), rel=1e-5, abs=1e-9)
-
-
-@pytest.mark.parametrize("reach", [1.0, 0.1])
-def test_the_average_counts_late_weights_more(reach):
-    """Against the sum of all weights, each with its share worked out by itself."""
-    layer, average = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
-    seen = []
-    for number in range(50):
-        torch.nn.init.normal_(layer.weight)
-        seen.append(layer.weight.detach().double())
-        add_to_average(average, layer, number, reach)
-    shares = [1 / (1 + number * reach) for number in range(50)]
-    expected = sum(share * math.prod(1 - late for late in shares[k + 1 :]) * seen[k] for k, share in enumerate(shares))
-    torch.testing.assert_close(average.weight.double(), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_an_augmented_image_is_shifted_and_has_a_hole(real, monkeypatch):

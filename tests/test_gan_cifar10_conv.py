@@ -8,18 +8,17 @@ from runs import PlainRun
 from torch import nn
 
 from gan_cifar10_conv import (
-    Columns,
     Config,
     Discriminator,
     Generator,
     PooledMaxout,
-    add_to_average,
     discriminator_loss,
     generator_loss,
     make_generator,
     move_at_once,
     paper_schedule,
 )
+from utils.convolution import Columns
 from utils.device import Dropout
 from utils.shell import UserError
 
@@ -128,24 +127,6 @@ def test_the_schedule_is_the_papers():
         paper_schedule(sgd, 0.004, update, epoch)
         assert sgd.param_groups[0]["lr"] == pytest.approx(rate)
         assert sgd.param_groups[0]["momentum"] == pytest.approx(momentum)
-
-
-@pytest.mark.parametrize("reach", [1.0, 0.1])
-def test_the_average_counts_late_weights_more(reach):
-    """Against the sum of all weights with the shares that the recursion's product gives each."""
-    layer, average = nn.Linear(3, 2), nn.Linear(3, 2)
-    seen = []
-    for number in range(50):
-        nn.init.normal_(layer.weight)
-        seen.append(layer.weight.detach().double())
-        add_to_average(average, layer, number, reach)
-    shares = [1 / (1 + number * reach) for number in range(50)]
-    left = 1.0
-    expected = torch.zeros(2, 3, dtype=torch.float64)
-    for share, weight in zip(reversed(shares), reversed(seen), strict=True):
-        expected += left * share * weight
-        left *= 1 - share
-    torch.testing.assert_close(average.weight.double(), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])

@@ -14,7 +14,6 @@ from gan_mnist import (
     DISCRIMINATORS,
     Config,
     Maxout,
-    add_to_average,
     discriminator_loss,
     generator_loss,
     held_out_likelihood,
@@ -243,17 +242,6 @@ def test_in_turns_the_generator_moves_against_the_new_discriminator(digits):
     assert calls == [40, 20]
     assert_moved_along(discriminator, before_d, by_d)
     assert_moved_along(generator, before_g, by_g)
-
-
-@pytest.mark.parametrize(("reach", "power"), [(1, 0), (1 / 2, 1), (1 / 3, 2)])
-def test_the_average_counts_late_weights_more(reach, power):
-    average, generator = nn.Linear(1, 1), nn.Linear(1, 1)
-    values = torch.randn(2000, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + torch.linspace(0, 5, 2000)
-    for number, value in enumerate(values):
-        generator.weight.data.fill_(value)
-        add_to_average(average, generator, number, reach)
-    counts = torch.arange(1, 2001, dtype=torch.float64) ** power  # which polynomial decay has in the limit
-    assert average.weight.item() == pytest.approx(((counts * values).sum() / counts.sum()).item(), abs=5e-3)
 
 
 def test_the_likelihood_in_training_is_the_papers_estimate(digits):

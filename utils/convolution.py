@@ -1,4 +1,4 @@
-"""Convolutions whose weights' gradient doesn't choke a CPU."""
+"""Convolutions that don't choke a CPU."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -44,6 +44,22 @@ class ConvTranspose2d(nn.ConvTranspose2d):
         if not _slow(weight, self.stride):
             return F.conv_transpose2d(x, weight, self.bias, self.stride, self.padding)
         return _Convolution.apply(_short(x), _short(weight), self.bias, self.stride[0], self.padding[0], True)
+
+
+class Columns(nn.Module):
+    """Puts each pixel's next `width` - 1 to its right beside it, as channels: N x C x H x W to N x (width C) x H+2p x W+2p-width+1.
+
+    A convolution of `width` x 1 is then one of `width` x `width` on the image itself; and on three channels a CPU is slow.
+    """
+
+    def __init__(self, width: int, padding: int) -> None:
+        super().__init__()
+        self.width, self.padding = width, padding
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.pad(x, (self.padding,) * 4)
+        places = x.shape[3] - self.width + 1
+        return torch.cat([x[..., k : k + places] for k in range(self.width)], 1)
 
 
 def _slow(weight: torch.Tensor, stride: tuple[int, ...]) -> bool:

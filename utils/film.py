@@ -61,7 +61,7 @@ class Film:
             self._write(name)
 
     def save(self, captions: bool) -> None:
-        """Writes the GIF: every early picture, where most happens, then fewer and fewer; without pictures there is none.
+        """Writes the GIF, within GIF_BYTES: every early picture, where most happens, then fewer and fewer; without pictures there is none.
 
         captions: whether a frame needs its epoch above it.
         """

@@ -61,6 +61,13 @@ def require_not_negative(**numbers: float) -> None:
             raise UserError(f"{name} is {value}, expected a finite number, 0 or above: give --{name.replace('_', '-')} another value")
 
 
+def require_share(**numbers: float) -> None:
+    """UserError unless each of these is a number from 0 to 1."""
+    for name, value in numbers.items():
+        if not 0 <= value <= 1:
+            raise UserError(f"{name} is {value}, expected a number from 0 to 1: give --{name.replace('_', '-')} another value")
+
+
 def require_seed(seed: int) -> None:
     """UserError unless torch takes this seed."""
     if not 0 <= seed < 2**63:

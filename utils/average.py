@@ -1,0 +1,13 @@
+"""The average of a generator's weights over a run."""
+
+import torch
+from torch import nn
+
+
+@torch.no_grad()
+def add_to_average(average: nn.Module, generator: nn.Module, number: int, reach: float) -> None:
+    """Makes the generator's weights the `number`-th, from 0, in their average: polynomial-decay averaging (Shamir and Zhang 2013).
+
+    With reach r an average of t weights counts the k-th of them about (k/t)^(1/r - 1) times as much as the last.
+    """
+    torch._foreach_lerp_(list(average.parameters()), list(generator.parameters()), 1 / (1 + number * reach))
