@@ -74,7 +74,7 @@ class Config:
     """The generator's learning rate, in units of the discriminator's."""
     base: int | None = None
     """Channels of the widest pictures within the networks; those half as wide have twice as many."""
-    epochs: int = 40
+    epochs: int = 45
     """Passes over the training images."""
     data: str = "cifar10"
     """cifar10, mnist, fashion-mnist, or the path of a folder with images; all become 32 x 32 and coloured."""
