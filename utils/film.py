@@ -11,8 +11,8 @@ from PIL import Image
 from utils.files import write_whole
 from utils.images import captioned, save_gif
 
-GIF_FRAMES = 50, 40, 30, 20  # the first number that keeps a GIF within
-GIF_BYTES = 2_000_000  # which photographs reach with fewer frames than drawings
+GIF_FRAMES = 50, 40, 30, 20  # at most, whichever comes first of those that fit: photographs take more space than drawings
+GIF_BYTES = 2_000_000
 LARGEST = 2**22  # pixels of a picture, of which the GIF's are in memory at once
 
 
@@ -61,8 +61,9 @@ class Film:
             self._write(name)
 
     def save(self, captions: bool) -> None:
-        """Writes the GIF, within GIF_BYTES: every early picture, where most happens, then fewer and fewer; without pictures there is none.
+        """Writes the GIF: every early picture, where most happens, then fewer and fewer; without pictures there is none.
 
+        It has as many frames of GIF_FRAMES as fit into GIF_BYTES, or the fewest where these don't fit either.
         captions: whether a frame needs its epoch above it.
         """
         names = sorted(self.frames)
