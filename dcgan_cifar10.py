@@ -4,7 +4,8 @@ Radford, Metz and Chintala, "Unsupervised Representation Learning with Deep Conv
 (arXiv 1511.06434): strided convolutions in D, transposed ones in G, batch norm nearly everywhere. The constant `recipe` is
 
     paper     their networks, one size smaller for images of 32 x 32, their losses, rates and starting weights
-    modern    the same networks with other constants, of which benchmarks/dcgan.py measures each
+    modern    the same networks, G told what to show and D asked which class it sees, with constants that pay: benchmarks/dcgan.py
+              measures each
 
 Each epoch adds a grid of images to outputs/dcgan_cifar10_<recipe>/; gif/dcgan_cifar10_<recipe>.gif shows them one after the other.
 
@@ -16,6 +17,7 @@ Each epoch adds a grid of images to outputs/dcgan_cifar10_<recipe>/; gif/dcgan_c
 import copy
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any
 
 import torch
@@ -29,17 +31,19 @@ from torch.optim.swa_utils import update_bn
 from utils.average import add_to_average
 from utils.convolution import Conv2d, ConvTranspose2d, no_weight_gradients
 from utils.device import widen
+from utils.known import KNOWN
 from utils.run import Run
 from utils.shell import UserError, command_line, require_not_negative, require_positive, require_share
 
+NOISE, CLASSES = 100, 10  # numbers of noise in z; classes of each known set
 RECIPES: dict[str, dict[str, Any]] = {
     "paper": {
-        "loss": "logistic", "batch_norm": True, "spectral_norm": False, "penalty": 0.0, "augment": False, "flips": False, "average": 0.0,
-        "batch_size": 128, "learning_rate": 0.0002, "generator_rate": 1.0, "base": 128,
+        "loss": "logistic", "labels": False, "batch_norm": True, "spectral_norm": False, "penalty": 0.0, "augment": False, "flips": False,
+        "average": 0.0, "batch_size": 128, "learning_rate": 0.0002, "generator_rate": 1.0, "decay": False, "base": 128,
     },
     "modern": {
-        "loss": "logistic", "batch_norm": True, "spectral_norm": False, "penalty": 0.0, "augment": False, "flips": True, "average": 0.1,
-        "batch_size": 16, "learning_rate": 0.0002, "generator_rate": 1.0, "base": 64,
+        "loss": "logistic", "labels": True, "batch_norm": True, "spectral_norm": False, "penalty": 0.0, "augment": False, "flips": True,
+        "average": 0.1, "batch_size": 16, "learning_rate": 0.0002, "generator_rate": 1.0, "decay": True, "base": 64,
     },
 }  # fmt: skip
 
@@ -52,6 +56,8 @@ class Config:
     """The paper's, or what pays since. All constants that are None below follow from it, by the table above."""
     loss: Annotated[str | None, tyro.conf.arg(metavar="logistic|hinge|relativistic")] = None
     """What the players play for: the paper's game, the hinge, or the relativistic pairing."""
+    labels: bool | None = None
+    """Whether G is told what to show and D has to recognise it, where labels are known: of a folder of pictures they aren't."""
     batch_norm: bool | None = None
     """Whether the discriminator's hidden layers are normalised over the batch; the generator's always are."""
     spectral_norm: bool | None = None
@@ -72,9 +78,11 @@ class Config:
     """The discriminator's."""
     generator_rate: float | None = None
     """The generator's learning rate, in units of the discriminator's."""
+    decay: bool | None = None
+    """Whether the learning rates fall to zero, evenly, over the whole run."""
     base: int | None = None
     """Channels of the widest pictures within the networks; those half as wide have twice as many."""
-    epochs: int = 45
+    epochs: int = 40
     """Passes over the training images."""
     data: str = "cifar10"
     """cifar10, mnist, fashion-mnist, or the path of a folder with images; all become 32 x 32 and coloured."""
@@ -100,42 +108,77 @@ class Config:
             if getattr(self, name) is None:
                 setattr(self, name, value)
 
+    @property
+    def classes(self) -> int:
+        """That the players are told of; 0 where they play without."""
+        return CLASSES if self.labels and self.data in KNOWN else 0
+
+
+class ClassNorm(nn.BatchNorm2d):
+    """Batch norm with a scale and a shift for each class besides (Dumoulin et al. 2017): N x C x H x W and N x classes (one-hot) to
+    N x C x H x W."""
+
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__(channels)
+        self.of_class = nn.Parameter(torch.zeros(classes, 2 * channels))
+
+    def forward(self, x: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+        scale, shift = (classes @ self.of_class)[:, :, None, None].chunk(2, 1)
+        return torch.addcmul(shift, super().forward(x), 1 + scale)
+
 
 class Generator(nn.Module):
-    """N x 100 uniform noise to N x 3 x 32 x 32 images in [-1, 1]; the shapes beside the layers are those of base 128."""
+    """N x 100 uniform noise, and beside it N x classes (one-hot), to N x 3 x 32 x 32 images in [-1, 1].
+
+    The shapes beside the layers are those of base 128.
+    """
 
     pixels = (-1.0, 1.0)
     noise = "uniform"
 
-    def __init__(self, base: int = 128) -> None:
+    def __init__(self, base: int = 128, classes: int = 0) -> None:
         super().__init__()
-        wide = 4 * base
+        self.classes = classes
+        wide, norm = 4 * base, partial(ClassNorm, classes=classes) if classes else nn.BatchNorm2d
         self.layers = nn.Sequential(
-            nn.Linear(100, wide * 4 * 4, bias=False), nn.Unflatten(1, (wide, 4, 4)), nn.BatchNorm2d(wide), nn.ReLU(True),    # 512 x 4 x 4
-            ConvTranspose2d(wide, wide // 2, 4, stride=2, padding=1, bias=False), nn.BatchNorm2d(wide // 2), nn.ReLU(True),  # 256 x 8 x 8
-            ConvTranspose2d(wide // 2, base, 4, stride=2, padding=1, bias=False), nn.BatchNorm2d(base), nn.ReLU(True),       # 128 x 16 x 16
+            nn.Linear(NOISE, wide * 4 * 4, bias=False), nn.Unflatten(1, (wide, 4, 4)), norm(wide), nn.ReLU(True),            # 512 x 4 x 4
+            ConvTranspose2d(wide, wide // 2, 4, stride=2, padding=1, bias=False), norm(wide // 2), nn.ReLU(True),            # 256 x 8 x 8
+            ConvTranspose2d(wide // 2, base, 4, stride=2, padding=1, bias=False), norm(base), nn.ReLU(True),                 # 128 x 16 x 16
             ConvTranspose2d(base, 3, 4, stride=2, padding=1),                                                                # 3 x 32 x 32
         )  # fmt: skip
         normal_weights(self)
 
     def latent(self, count: int, device: torch.device | str, rng: torch.Generator | None = None) -> torch.Tensor:
-        return torch.empty(count, 100, device=device).uniform_(-1, 1, generator=rng)
+        noise = torch.empty(count, NOISE, device=device).uniform_(-1, 1, generator=rng)
+        if not self.classes:
+            return noise
+        return with_class(noise, torch.randint(self.classes, (count,), device=device, generator=rng), self.classes)
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
-        return widen(self.layers(z)).tanh()
+        x, classes = z[:, :NOISE], z[:, NOISE:]
+        for layer in self.layers:
+            x = layer(x, classes) if isinstance(layer, ClassNorm) else layer(x)
+        return widen(x).tanh()
 
 
 class Discriminator(nn.Module):
-    """N x 3 x 32 x 32 images to N logits. spectral: whether weights are normalised as by Miyato et al. 2018."""
+    """N x 3 x 32 x 32 images that should show N x classes (one-hot) to N logits, whether they are real images of these classes, and
+    N x classes, which of them they show.
 
-    def __init__(self, base: int = 128, batch_norm: bool = True, spectral: bool = False) -> None:
+    The former add what speaks for an image and what speaks for one of that class (Miyato and Koyama, "cGANs with Projection
+    Discriminator", 2018), the latter are those of Odena et al., "Conditional Image Synthesis with Auxiliary Classifier GANs", 2017.
+    spectral: whether weights are normalised as by Miyato et al. 2018.
+    """
+
+    def __init__(self, base: int = 128, batch_norm: bool = True, spectral: bool = False, classes: int = 0) -> None:
         super().__init__()
+        self.classes = classes
         norm = nn.BatchNorm2d if batch_norm else nn.Identity
         self.layers = nn.Sequential(
             Conv2d(3, base, 4, stride=2, padding=1), nn.LeakyReLU(0.2, True),                                                # 128 x 16 x 16
             Conv2d(base, 2 * base, 4, stride=2, padding=1, bias=not batch_norm), norm(2 * base), nn.LeakyReLU(0.2, True),    # 256 x 8 x 8
             Conv2d(2 * base, 4 * base, 4, stride=2, padding=1, bias=not batch_norm), norm(4 * base), nn.LeakyReLU(0.2, True),  # 512 x 4 x 4
-            nn.Flatten(), nn.Linear(4 * base * 4 * 4, 1),
+            nn.Flatten(), nn.Linear(4 * base * 4 * 4, 1 + 2 * classes),
         )  # fmt: skip
         normal_weights(self)
         if spectral:
@@ -143,8 +186,9 @@ class Discriminator(nn.Module):
                 if isinstance(layer, (Conv2d, nn.Linear)):
                     spectral_norm(layer)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return widen(self.layers(x)).squeeze(1)
+    def forward(self, x: torch.Tensor, classes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        of_any, of_class, shown = widen(self.layers(x)).split([1, self.classes, self.classes], 1)
+        return of_any.squeeze(1) + (of_class * classes).sum(1), shown
 
 
 def normal_weights(network: nn.Module) -> None:
@@ -161,6 +205,7 @@ BAR = {"loss_d": "loss D {:.2f}", "loss_g": "G {:.2f}", "logit_real": "logits re
 CURVES = {
     "losses": {"loss_d": "D", "loss_g": "G"},
     "D's logits": {"logit_real": "of real images", "logit_fake": "of fakes"},
+    "-log of the probability of the right class": {"class_real": "real images", "class_fake": "fakes"},
     "squared gradient at an image": {"slope_real": "real", "slope_fake": "fake"},
 }
 # Where the fakes are like the data, the best D says the same to everything: of the logistic losses, the paper's theorem 1.
@@ -178,7 +223,12 @@ def make_generator(config: Config) -> nn.Module:
     """The generator that a Config asks for, untrained; UserError where it can't be built."""
     if not 1 <= config.base <= LARGEST:
         raise UserError(f"base is {config.base}, expected 1 to {LARGEST:,}: give --base another value")
-    return Generator(config.base)
+    return Generator(config.base, config.classes)
+
+
+def with_class(noise: torch.Tensor, labels: torch.Tensor, classes: int) -> torch.Tensor:
+    """The latent space's points (N x (100 + classes)) of this noise (N x 100) that show these classes (int64 N, below `classes`)."""
+    return torch.cat([noise, F.one_hot(labels, classes).to(noise.dtype)], 1)
 
 
 def losses(kind: str, logits_real: torch.Tensor, logits_fake: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -195,10 +245,19 @@ def losses(kind: str, logits_real: torch.Tensor, logits_fake: torch.Tensor) -> t
     return F.softplus(logits_fake - logits_real).mean(), F.softplus(logits_real - logits_fake).mean()
 
 
-def squared_slope(discriminator: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """|dD/dx|^2, mean over the images (N x 3 x 32 x 32): the zero-centred gradient penalty (Mescheder et al. 2018, equation 9)."""
+def class_loss(logits: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+    """-log of the probability of the right class, mean over the batch: -L_C of Odena et al.; 0 where there are no classes.
+
+    Both N x classes, the latter one-hot.
+    """
+    return -(classes * logits.log_softmax(1)).sum(1).mean()
+
+
+def squared_slope(discriminator: nn.Module, images: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+    """|dD/dx|^2, mean over the images (N x 3 x 32 x 32, of N x classes): the zero-centred gradient penalty (Mescheder et al. 2018,
+    equation 9)."""
     images = images.detach().requires_grad_()
-    logits = discriminator(images)
+    logits, _ = discriminator(images, classes)
     with no_weight_gradients():
         (slope,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
     return slope.square().sum((1, 2, 3)).mean()
@@ -230,30 +289,35 @@ def augmented(images: torch.Tensor) -> torch.Tensor:
 
 
 def move_at_once(
-    run: Run, generator: nn.Module, discriminator: nn.Module, adam_g: Adam, adam_d: Adam, real: torch.Tensor, config: Config
-) -> None:
-    """One batch of fakes, seen once by D, gives both players their gradients; then both move."""
+    run: Run, generator: nn.Module, discriminator: nn.Module, adam_g: Adam, adam_d: Adam, real: torch.Tensor, of_real: torch.Tensor,
+    config: Config,
+) -> None:  # fmt: skip
+    """One batch of fakes, seen once by D, gives both players their gradients; then both move. of_real: the classes, N x classes."""
     if config.flips:
         real = torch.where(torch.rand(len(real), 1, 1, 1, device=real.device) < 0.5, real.flip(3), real)
+    z = generator.latent(len(real), run.device)
     with run.autocast():
-        fake = generator(generator.latent(len(real), run.device))
+        fake = generator(z)
     seen = fake.detach().requires_grad_()
-    shown = [augmented(images) if config.augment else images for images in (real, seen)]
+    of_fake = z[:, NOISE:]
+    pairs = (real, of_real), (seen, of_fake)
+    shown = [(augmented(images) if config.augment else images, classes) for images, classes in pairs]
     with run.autocast():  # each kind of image by itself, as batch norm wants it
-        logits_real, logits_fake = (discriminator(images) for images in shown)
+        (logits_real, classes_real), (logits_fake, classes_fake) = (discriminator(*pair) for pair in shown)
     loss_d, loss_g = losses(config.loss, logits_real, logits_fake)
+    class_real, class_fake = class_loss(classes_real, of_real), class_loss(classes_fake, of_fake)
     penalty = 0.0
     if config.penalty and run.iteration % config.penalty_every == 0:
         with run.autocast():
-            slope_real, slope_fake = (squared_slope(discriminator, images) for images in shown)
+            slope_real, slope_fake = (squared_slope(discriminator, *pair) for pair in shown)
         penalty = config.penalty_every * config.penalty / 2 * (slope_real + slope_fake)
         run.log(slope_real=slope_real, slope_fake=slope_fake)
 
-    if config.batch_norm or config.loss == "hinge":
+    if config.batch_norm or config.loss == "hinge" or config.classes:
         # Generator, before D forgets what it saw.
         with no_weight_gradients():
-            (gradient,) = torch.autograd.grad(run.scaler.scale(loss_g), seen, retain_graph=True)
-        run.backward(loss_d + penalty, discriminator)
+            (gradient,) = torch.autograd.grad(run.scaler.scale(loss_g + class_fake), seen, retain_graph=True)
+        run.backward(loss_d + class_real + penalty, discriminator)
     else:
         # Each fake's logit is of that fake alone, and either player's gradient at it a multiple of the logit's. So the way back through D
         # is gone once for both (Shen et al., "Training Generative Adversarial Networks in One Stage", 2021).
@@ -263,6 +327,8 @@ def move_at_once(
     run.backward(None, generator, onward=[(fake, gradient)])
     run.step(adam_d, adam_g)
     run.log(loss_d=loss_d, loss_g=loss_g, logit_real=logits_real.mean(), logit_fake=logits_fake.mean())
+    if config.classes:
+        run.log(class_real=class_real, class_fake=class_fake)
 
 
 def train(config: Config) -> None:
@@ -276,17 +342,26 @@ def train(config: Config) -> None:
     run = Run(config, "dcgan_cifar10", config.recipe, BAR)
     if run.share == 1:
         raise UserError("batch_size gives a process 1 image, expected at least 2 to normalise over: give --batch-size another value")
-    generator, discriminator = run.place(make_generator(config), Discriminator(config.base, config.batch_norm, config.spectral_norm))
+    players = make_generator(config), Discriminator(config.base, config.batch_norm, config.spectral_norm, config.classes)
+    generator, discriminator = run.place(*players)
     images, _ = run.load(config.data, size=32, channels=3, held_out=config.held_out)
-    adam_g = Adam(generator.parameters(), config.learning_rate * config.generator_rate, betas=(0.5, 0.999), fused=True)
-    adam_d = Adam(discriminator.parameters(), config.learning_rate, betas=(0.5, 0.999), fused=True)
+    classes = F.one_hot(run.labels, CLASSES).float() if config.classes else torch.zeros(len(images), 0, device=run.device)
+    rates = config.learning_rate * config.generator_rate, config.learning_rate
+    adam_g, adam_d = (
+        Adam(player.parameters(), rate, betas=(0.5, 0.999), fused=True)
+        for player, rate in zip((generator, discriminator), rates, strict=True)
+    )
     result = copy.deepcopy(generator) if config.average else generator
     run.track(generator=result, player=generator, discriminator=discriminator, adam_g=adam_g, adam_d=adam_d)
     fixed_z = generator.latent(SETTLING, "cpu", torch.Generator().manual_seed(config.seed)).to(run.device)
 
     for _ in run.epochs():
-        for real in run.batches(images, *generator.pixels):
-            move_at_once(run, generator, discriminator, adam_g, adam_d, real, config)
+        for real, of_real in run.batches(images, *generator.pixels, beside=classes):
+            if config.decay:
+                left = 1 - run.iteration / (config.epochs * run.count)
+                for adam, rate in ((adam_g, rates[0]), (adam_d, rates[1])):
+                    adam.param_groups[0]["lr"] = rate * left
+            move_at_once(run, generator, discriminator, adam_g, adam_d, real, of_real, config)
             if config.average and run.iteration % AVERAGED_EVERY == 0:
                 add_to_average(result, generator, run.iteration // AVERAGED_EVERY, config.average)
         if config.average:

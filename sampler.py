@@ -5,6 +5,7 @@
     python sampler.py export models/gan_mnist_batchnorm.safetensors --count 10000 --seed 0 --out samples.npz
     python sampler.py grid models/gan_normal.safetensors
     python sampler.py codes models/infogan_mnist.safetensors
+    python sampler.py classes models/dcgan_cifar10_modern.safetensors
 """
 
 import math
@@ -181,6 +182,27 @@ def codes(model: Model, seed: int = 0, columns: int = 10, reach: float = 2.0, ou
     print(gif)
 
 
+def classes(model: Model, seed: int = 0, columns: int = 10, out: Path | None = None) -> None:
+    """Write a PNG of a generator that is told what to show: a class in each row, the same noise in each column.
+
+    Args:
+        model: The file of weights.
+        seed: Of the noise.
+        columns: Of images.
+        out: The PNG (by default outputs/<model>/classes.png).
+    """
+    require_positive(columns=columns)
+    require_seed(seed)
+    out = with_ending(out or Path("outputs") / model.stem / "classes.png", ".png")
+    experiment, _, generator = load(model)
+    if not is_told_classes(generator):
+        raise UserError(f"{model} isn't told classes: give the file of one that is, such as models/dcgan_cifar10_modern.safetensors")
+    noise = latents(generator, columns, seed)[:, : experiment.NOISE].repeat(generator.classes, 1)
+    rows = torch.arange(generator.classes).repeat_interleave(columns)
+    save_png(arrange(images(generator, experiment.with_class(noise, rows, generator.classes)), columns), out)
+    print(out)
+
+
 def export(model: Model, count: int = 10_000, seed: int = 0, out: str = "samples.npz", codes: bool = False) -> None:
     """Write samples for other tools: the same seed gives the same bytes.
 
@@ -188,7 +210,8 @@ def export(model: Model, count: int = 10_000, seed: int = 0, out: str = "samples
         model: The file of weights.
         count: Of samples.
         seed: Of the samples.
-        out: An .npz (key images: uint8, N x H x W x C; or samples: float32, N x dimensions), or a folder, with a / at its end, for PNGs.
+        out: An .npz (key images: uint8, N x H x W x C; or samples: float32, N x dimensions; and labels: int64, N, of a
+            generator that is told classes), or a folder, with a / at its end, for PNGs.
         codes: Of an InfoGAN, also the codes, in the .npz (keys category: int64, N; and continuous: float32, N x 2).
     """
     require_positive(count=count)
@@ -211,6 +234,8 @@ def export(model: Model, count: int = 10_000, seed: int = 0, out: str = "samples
     else:
         samples = images(generator, z)
         arrays = {"images": samples.permute(0, 2, 3, 1).numpy()}
+    if is_told_classes(generator):
+        arrays["labels"] = z[:, experiment.NOISE :].argmax(1).numpy()
     if codes:
         arrays |= zip(("category", "continuous"), (code.numpy() for code in experiment.codes(z)), strict=True)
     if folder:
@@ -227,6 +252,11 @@ def makes_images(generator: nn.Module) -> bool:
     return hasattr(generator, "pixels")
 
 
+def is_told_classes(generator: nn.Module) -> bool:
+    """Whether its points of the latent space say which class an image is to show."""
+    return getattr(generator, "classes", 0) > 0
+
+
 def require_codes(model: Path, generator: nn.Module) -> None:
     """UserError unless it is one whose latent space has codes in it."""
     if not hasattr(generator, "coded"):
@@ -241,5 +271,5 @@ def with_ending(path: Path, ending: str) -> Path:
 
 
 if __name__ == "__main__":
-    commands = {"grid": grid, "interpolate": interpolate, "codes": codes, "export": export}
+    commands = {"grid": grid, "interpolate": interpolate, "codes": codes, "classes": classes, "export": export}
     command_line(lambda: tyro.extras.subcommand_cli_from_dict(commands, description=__doc__))

@@ -1,7 +1,8 @@
 """What each part of DCGAN's modern recipe is worth: the recipe with one change at a time, in equal wall-clock time, on several seeds.
 
 A run is stopped by SIGTERM after 10 minutes, measured, resumed, stopped after 20 more and measured again: Frechet distances of 10,000
-samples to the test images, in the features of our classifier. Its own start and the measuring don't count.
+samples to the test images, in the features of our classifier. Its own start and the measuring don't count. The learning rates, which
+fall to zero at a run's end, hardly do within what is measured.
 
     python benchmarks/dcgan.py
     python benchmarks/dcgan.py --rows "as it is" --seeds 1 --minutes 2 4
@@ -31,6 +32,7 @@ SCRIPT = Path(__file__).parent.parent / "dcgan_cifar10.py"
 NOT_AVERAGED = "G's weights as they are, no average"  # which needs no run of its own
 ROWS: dict[str, list[str]] = {
     "as it is": [],
+    "no labels": ["--labels", "False"],
     "relativistic pairing loss": ["--loss", "relativistic"],
     "hinge loss": ["--loss", "hinge"],
     "gradient penalty": ["--penalty", "0.01"],

@@ -95,8 +95,9 @@ def steps(model: str, seed: int = 0) -> Iterator[tuple[int, nn.Module]]:
 def game(model: str) -> tuple[Any, nn.Module, nn.Module]:
     """The Config, whose constants but for the data and the batch size nobody looks at, and the players."""
     if model in ("dcgan", "modern"):
-        config = dcgan_cifar10.Config(recipe="paper" if model == "dcgan" else model)
-        return config, dcgan_cifar10.make_generator(config), dcgan_cifar10.Discriminator(config.base)
+        config = dcgan_cifar10.Config(recipe="paper" if model == "dcgan" else model, labels=False)
+        discriminator = nn.Sequential(*dcgan_cifar10.Discriminator(config.base).layers, nn.Flatten(0))
+        return config, dcgan_cifar10.make_generator(config), discriminator
     if model == "conv":
         config = gan_cifar10_conv.Config()
         return config, gan_cifar10_conv.make_generator(config), conv_discriminator()

@@ -50,7 +50,7 @@ PEAK_SIZE = 4096
 CONVOLUTIONAL: dict[str, tuple[ModuleType, int, dict[str, Any]]] = {  # the experiment; the images of an epoch, which are few because
     "infogan": (infogan_mnist, 60_000 - 6_400, {}),  # their steps are long, as those held out; constants
     "dcgan": (dcgan_cifar10, 50_000 - 2_560, {"recipe": "paper"}),
-    "modern": (dcgan_cifar10, 50_000 - 2_560, {"recipe": "modern"}),
+    "modern": (dcgan_cifar10, 50_000 - 2_560, {"recipe": "modern", "labels": False}),
     "conv": (gan_cifar10_conv, 50_000 - 2_560, {}),
 }
 

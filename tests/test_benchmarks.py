@@ -141,7 +141,7 @@ def test_the_operations_of_convolutions_are_those_that_pytorch_counts(model, mon
     monkeypatch.setattr("torch.utils.module_tracker.register_multi_grad_hook", mock.Mock())  # autograd.grad doesn't take them
     with FlopCounterMode(display=False) as counter:
         real = torch.rand(2, 3, 32, 32)
-        experiment.move_at_once(PlainRun(), *players, *optimizers, real, *([] if model == "conv" else [config]))
+        experiment.move_at_once(PlainRun(), *players, *optimizers, real, *([] if model == "conv" else [torch.zeros(2, 0), config]))
     assert counter.get_total_flops() / 2 == pytest.approx(flops_per_image(model), rel=1e-3)
 
 
@@ -181,7 +181,8 @@ def small_game(model):
     """The same with fewer weights and smaller batches."""
     if model == "dcgan":
         config = dcgan_cifar10.Config(recipe="paper", base=2, batch_size=10)
-        return config, dcgan_cifar10.make_generator(config), dcgan_cifar10.Discriminator(2)
+        discriminator = torch.nn.Sequential(*dcgan_cifar10.Discriminator(2).layers, torch.nn.Flatten(0))
+        return config, dcgan_cifar10.make_generator(config), discriminator
     config = gan_cifar10_conv.Config(hidden=4, maps=2, batch_size=10)
     return config, gan_cifar10_conv.make_generator(config), plain.conv_discriminator()
 

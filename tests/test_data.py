@@ -139,6 +139,13 @@ def test_an_epoch_shows_each_image_once_and_no_short_batch():
     assert seen != sorted(seen)
 
 
+def test_what_is_known_of_an_image_stays_beside_it():
+    images = torch.arange(103, dtype=torch.uint8).view(-1, 1, 1, 1)
+    labels = torch.arange(103) * 2
+    for shown, beside in data.batches(images, 10, torch.Generator().manual_seed(0), 0, 255, beside=labels):
+        assert (beside == 2 * shown.flatten()).all()
+
+
 def test_a_seed_fixes_the_batches_on_every_machine():
     images = torch.arange(8, dtype=torch.uint8).view(-1, 1, 1, 1)
     rng = torch.Generator().manual_seed(3)

@@ -46,8 +46,27 @@ def test_colour_photographs_are_sampled_too(experiment, constants, tmp_path, she
     assert Image.open(outs["grid.png"]).size == (10 * 34 + 2, 10 * 34 + 2)
     assert Image.open(outs["grid.png"]).mode == "RGB"
     assert Image.open(outs["walk.gif"]).n_frames == 4
-    samples = np.load(outs["samples.npz"])["images"]
-    assert (samples.shape, samples.dtype) == ((7, 32, 32, 3), np.uint8)
+    found = np.load(outs["samples.npz"])
+    assert (found["images"].shape, found["images"].dtype) == ((7, 32, 32, 3), np.uint8)
+    assert ("labels" in found) == (constants == {"base": 2})  # which is told classes
+
+
+def test_a_row_shows_a_class_and_a_column_one_noise(tmp_path, shell):
+    config, out = dcgan_cifar10.Config(base=2), tmp_path / "classes.png"
+    generator = dcgan_cifar10.make_generator(config)
+    for layer in generator.layers:
+        if isinstance(layer, dcgan_cifar10.ClassNorm):
+            torch.nn.init.normal_(layer.of_class)
+    save_generator(tmp_path / "a.safetensors", generator, "dcgan_cifar10", config)
+    assert shell("sampler.py", "classes", tmp_path / "a.safetensors", "--columns", 3, "--out", out)[0] == 0
+    picture = np.asarray(Image.open(out))
+    assert picture.shape == (10 * 34 + 2, 3 * 34 + 2, 3)
+    noise = sampler.latents(generator, 3, 0)[:, :100]
+    (third,) = sampler.images(generator.eval(), dcgan_cifar10.with_class(noise[1:2], torch.tensor([2]), 10))
+    assert (picture[2 * 34 + 2 :, 34 + 2 :][:32, :32] == third.permute(1, 2, 0).numpy()).all()
+    config = dcgan_cifar10.Config(base=2, labels=False)
+    save_generator(tmp_path / "b.safetensors", dcgan_cifar10.make_generator(config), "dcgan_cifar10", config)
+    assert_one_sentence(*shell("sampler.py", "classes", tmp_path / "b.safetensors")[::2], "isn't told classes")
 
 
 def test_without_out_the_results_lie_with_the_runs(weights, tmp_path, shell, monkeypatch):

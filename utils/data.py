@@ -5,6 +5,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,17 +34,19 @@ def load(data: str, size: int, channels: int, train: bool = True) -> ImageSet:
 
 
 def batches(
-    images: torch.Tensor, batch_size: int, rng: torch.Generator, low: float = 0.0, high: float = 1.0
-) -> Iterator[torch.Tensor]:
+    images: torch.Tensor, batch_size: int, rng: torch.Generator, low: float = 0.0, high: float = 1.0, beside: torch.Tensor | None = None
+) -> Iterator[Any]:
     """One epoch: every image once, in an order drawn from `rng`, but for the few that don't fill a last batch.
 
     images: uint8 N x C x H x W, on any device; rng: a generator on the CPU, so that a seed gives the same batches on every machine.
-    Yields float32 tensors batch_size x C x H x W in [low, high], on the images' device.
+    Yields float32 tensors batch_size x C x H x W in [low, high], on the images' device; with `beside`, a tensor with a row for each
+    image, pairs of them and their rows.
     """
     order = torch.randperm(len(images), generator=rng).to(images.device)
     for start in range(0, len(images) - batch_size + 1, batch_size):
-        batch = images.index_select(0, order[start : start + batch_size]).float()
-        yield batch.mul_((high - low) / 255).add_(low)
+        places = order[start : start + batch_size]
+        batch = images.index_select(0, places).float().mul_((high - low) / 255).add_(low)
+        yield batch if beside is None else (batch, beside[places])
 
 
 def _fit(images: torch.Tensor, size: int, channels: int) -> torch.Tensor:

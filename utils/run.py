@@ -93,6 +93,7 @@ class Run:
         self.order_of_epoch = self.order.get_state()  # before it shuffled them
 
         self.images: tuple[int, int] | None = None  # the number and the checksum of those that load() found
+        self.labels: torch.Tensor | None = None  # of the training images
         self.real: Image.Image | None = None  # real.png: load() makes it of images, other experiments set it
         self.parts: dict[str, Any] = {}
         self.winner: Winner | None = None  # what best() found
@@ -102,17 +103,22 @@ class Run:
         self.stopping = 0  # the number of the signal that asks for it
 
     def load(self, source: str, size: int, channels: int, held_out: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-        """The training images, and those held out of a known set, its last `held_out`; both uint8 N x C x H x W on the device."""
+        """The training images, and those held out of a known set, its last `held_out`; both uint8 N x C x H x W on the device.
+
+        The former's `labels`, int64 on the device, are known of a known set.
+        """
         if held_out < 0:
             raise UserError(f"held_out is {held_out}, expected 0 or a number of images: give --held-out another value")
         with self.team.in_turn():
-            images = data.load(source, size, channels).images
+            found = data.load(source, size, channels)
+        images = found.images
         self.images = len(images), zlib.crc32(images.contiguous().numpy())
         self.team.agree("images", self.images)
         trained = len(images) - held_out if source in KNOWN else len(images)
         if trained <= 0:
             raise UserError(f"held_out is {held_out}, but {source} has {len(images)} images: give a smaller --held-out")
         images, rest = images[:trained].to(self.device), images[trained:].to(self.device)
+        self.labels = None if found.labels is None else found.labels[:trained].to(self.device)
         if len(images) < self.config.batch_size:
             batch = self.config.batch_size
             raise UserError(f"{source} has {len(images)} images, fewer than a batch of {batch}: give a smaller --batch-size or more images")
@@ -181,13 +187,13 @@ class Run:
             if self._asked_to_stop():
                 break
 
-    def batches(self, images: torch.Tensor, low: float = 0.0, high: float = 1.0) -> Iterator[torch.Tensor]:
-        """One epoch of shuffled batches, float32 in [low, high] on the device."""
+    def batches(self, images: torch.Tensor, low: float = 0.0, high: float = 1.0, beside: torch.Tensor | None = None) -> Iterator[Any]:
+        """One epoch of shuffled batches, float32 in [low, high] on the device; with `beside`, pairs of them and their rows of it."""
         size = self.config.batch_size
         self.order_of_epoch = self.order.get_state()
-        return self.steps(data.batches(images, size, self.order, low, high), len(images) // size)
+        return self.steps(data.batches(images, size, self.order, low, high, beside), len(images) // size)
 
-    def steps(self, batches: Iterable[torch.Tensor], count: int, unit: str = "images") -> Iterator[torch.Tensor]:
+    def steps(self, batches: Iterable[Any], count: int, unit: str = "images") -> Iterator[Any]:
         """One epoch of `count` batches, each of `config.batch_size`, from anywhere; unit: what they are of, a key of UNITS.
 
         A resumed epoch goes on where it was broken off; of several processes, each gets its share of every batch.
@@ -198,7 +204,8 @@ class Run:
         begun = saved = time.perf_counter()
         for step, batch in enumerate(itertools.islice(batches, self.done, None), self.done):
             self.iteration = (self.epoch - 1) * count + step
-            yield batch[self.team.rank :: self.team.size]
+            share = slice(self.team.rank, None, self.team.size)
+            yield batch[share] if isinstance(batch, torch.Tensor) else tuple(part[share] for part in batch)
             self.done = step + 1
             self.logbook.bar.update(size)
             if self.team.size > 1 and self.done % STEPS_BETWEEN_QUESTIONS:
