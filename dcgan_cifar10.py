@@ -82,7 +82,7 @@ class Config:
     """Whether the learning rates fall to zero, evenly, over the whole run."""
     base: int | None = None
     """Channels of the widest pictures within the networks; those half as wide have twice as many."""
-    epochs: int = 40
+    epochs: int = 38
     """Passes over the training images."""
     data: str = "cifar10"
     """cifar10, mnist, fashion-mnist, or the path of a folder with images; all become 32 x 32 and coloured."""
@@ -295,6 +295,7 @@ def move_at_once(
     """One batch of fakes, seen once by D, gives both players their gradients; then both move. of_real: the classes, N x classes."""
     if config.flips:
         real = torch.where(torch.rand(len(real), 1, 1, 1, device=real.device) < 0.5, real.flip(3), real)
+    real = real.contiguous(memory_format=torch.channels_last)
     z = generator.latent(len(real), run.device)
     with run.autocast():
         fake = generator(z)
