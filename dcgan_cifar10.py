@@ -1,4 +1,4 @@
-"""DCGAN on CIFAR-10, to the letter, and with what ten years of GAN papers add that pays on a laptop.
+"""DCGAN on CIFAR-10, as the paper has it, and with what ten years of GAN papers add that pays on a laptop.
 
 Radford, Metz and Chintala, "Unsupervised Representation Learning with Deep Convolutional Generative Adversarial Networks", ICLR 2016
 (arXiv 1511.06434): strided convolutions in D, transposed ones in G, batch norm nearly everywhere. The constant `recipe` is
@@ -7,7 +7,9 @@ Radford, Metz and Chintala, "Unsupervised Representation Learning with Deep Conv
     modern    the same networks, G told what to show and D asked which class it sees, with constants that pay: benchmarks/dcgan.py
               measures each
 
-Each epoch adds a grid of images to outputs/dcgan_cifar10_<recipe>/; gif/dcgan_cifar10_<recipe>.gif shows them one after the other.
+The kernels are 4 x 4, as in the authors' Torch code (in their Theano code 5 x 5). There the players take turns; here both move at once,
+from one batch of fakes. A run takes about 80 minutes on two cores. Each epoch adds a grid of images to outputs/dcgan_cifar10_<recipe>/;
+gif/dcgan_cifar10_<recipe>.gif shows them one after the other.
 
     python dcgan_cifar10.py
     python dcgan_cifar10.py --recipe paper
@@ -37,15 +39,9 @@ from utils.shell import UserError, command_line, require_not_negative, require_p
 
 NOISE, CLASSES = 100, 10  # numbers of noise in z; classes of each known set
 RECIPES: dict[str, dict[str, Any]] = {
-    "paper": {
-        "loss": "logistic", "labels": False, "batch_norm": True, "spectral_norm": False, "penalty": 0.0, "augment": False, "flips": False,
-        "average": 0.0, "batch_size": 128, "learning_rate": 0.0002, "generator_rate": 1.0, "decay": False, "base": 128,
-    },
-    "modern": {
-        "loss": "logistic", "labels": True, "batch_norm": True, "spectral_norm": False, "penalty": 0.0, "augment": False, "flips": True,
-        "average": 0.1, "batch_size": 16, "learning_rate": 0.0002, "generator_rate": 1.0, "decay": True, "base": 64,
-    },
-}  # fmt: skip
+    "paper": {"labels": False, "base": 128, "batch_size": 128, "average": 0.0, "decay": False, "flips": False},
+    "modern": {"labels": True, "base": 64, "batch_size": 16, "average": 0.1, "decay": True, "flips": True},
+}
 
 
 @dataclass
@@ -53,35 +49,35 @@ class Config:
     """Train DCGAN on CIFAR-10, or on your own pictures."""
 
     recipe: Annotated[str, tyro.conf.arg(metavar="paper|modern")] = "modern"
-    """The paper's, or what pays since. All constants that are None below follow from it, by the table above."""
-    loss: Annotated[str | None, tyro.conf.arg(metavar="logistic|hinge|relativistic")] = None
-    """What the players play for: the paper's game, the hinge, or the relativistic pairing."""
+    """The paper's, or what pays since. The constants that are None below follow from it, by the table above."""
     labels: bool | None = None
     """Whether G is told what to show and D has to recognise it, where labels are known: of a folder of pictures they aren't."""
-    batch_norm: bool | None = None
+    base: int | None = None
+    """Channels of the widest pictures within the networks; those half as wide have twice as many."""
+    batch_size: int | None = None
+    """Images a step."""
+    average: float | None = None
+    """How far back the average of G's weights, the result, reaches: 0 not at all, 1 to the start."""
+    decay: bool | None = None
+    """Whether the learning rates fall to zero, evenly over all epochs (a finished run that gets more starts again with higher ones)."""
+    flips: bool | None = None
+    """Whether real images are mirrored, each with a chance of one half; of digits, which have a direction, only where this is given."""
+    learning_rate: float = 0.0002
+    """The discriminator's."""
+    generator_rate: float = 1.0
+    """The generator's learning rate, in units of the discriminator's."""
+    loss: Annotated[str, tyro.conf.arg(metavar="logistic|hinge|relativistic")] = "logistic"
+    """What the players play for: the game of 2014, the hinge, or the relativistic pairing."""
+    batch_norm: bool = True
     """Whether the discriminator's hidden layers are normalised over the batch; the generator's always are."""
-    spectral_norm: bool | None = None
+    spectral_norm: bool = False
     """Whether each of the discriminator's weight matrices is divided by its largest singular value."""
-    penalty: float | None = None
+    penalty: float = 0.0
     """The weight of the zero-centred gradient penalty on real images and on fakes."""
     penalty_every: int = 16
     """Steps between penalties, each of which weighs as much more."""
-    augment: bool | None = None
+    augment: bool = False
     """Whether all that the discriminator sees is augmented, differentiably."""
-    flips: bool | None = None
-    """Whether every second real image is mirrored."""
-    average: float | None = None
-    """How far back the average of G's weights, the result, reaches: 0 not at all, 1 to the start."""
-    batch_size: int | None = None
-    """Images a step."""
-    learning_rate: float | None = None
-    """The discriminator's."""
-    generator_rate: float | None = None
-    """The generator's learning rate, in units of the discriminator's."""
-    decay: bool | None = None
-    """Whether the learning rates fall to zero, evenly, over the whole run."""
-    base: int | None = None
-    """Channels of the widest pictures within the networks; those half as wide have twice as many."""
     epochs: int = 38
     """Passes over the training images."""
     data: str = "cifar10"
@@ -104,6 +100,8 @@ class Config:
     """Go on where the run of this name stopped."""
 
     def __post_init__(self) -> None:
+        if self.data == "mnist" and self.flips is None:
+            self.flips = False  # a mirrored 3 is none
         for name, value in RECIPES.get(self.recipe, RECIPES["paper"]).items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
@@ -115,20 +113,20 @@ class Config:
 
 
 class ClassNorm(nn.BatchNorm2d):
-    """Batch norm with a scale and a shift for each class besides (Dumoulin et al. 2017): N x C x H x W and N x classes (one-hot) to
+    """Batch norm with a scale and a shift for each class besides (de Vries et al. 2017): N x C x H x W and N x classes, one-hot, to
     N x C x H x W."""
 
     def __init__(self, channels: int, classes: int) -> None:
         super().__init__(channels)
         self.of_class = nn.Parameter(torch.zeros(classes, 2 * channels))
 
-    def forward(self, x: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-        scale, shift = (classes @ self.of_class)[:, :, None, None].chunk(2, 1)
+    def forward(self, x: torch.Tensor, one_hot: torch.Tensor) -> torch.Tensor:
+        scale, shift = (one_hot @ self.of_class)[:, :, None, None].chunk(2, 1)
         return torch.addcmul(shift, super().forward(x), 1 + scale)
 
 
 class Generator(nn.Module):
-    """N x 100 uniform noise, and beside it N x classes (one-hot), to N x 3 x 32 x 32 images in [-1, 1].
+    """N x 100 uniform noise, and beside it N x classes, one-hot, to N x 3 x 32 x 32 images in [-1, 1].
 
     The shapes beside the layers are those of base 128.
     """
@@ -155,17 +153,17 @@ class Generator(nn.Module):
         return with_class(noise, torch.randint(self.classes, (count,), device=device, generator=rng), self.classes)
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
-        x, classes = z[:, :NOISE], z[:, NOISE:]
+        x, one_hot = z[:, :NOISE], z[:, NOISE:]
         for layer in self.layers:
-            x = layer(x, classes) if isinstance(layer, ClassNorm) else layer(x)
+            x = layer(x, one_hot) if isinstance(layer, ClassNorm) else layer(x)
         return widen(x).tanh()
 
 
 class Discriminator(nn.Module):
-    """N x 3 x 32 x 32 images that should show N x classes (one-hot) to N logits, whether they are real images of these classes, and
-    N x classes, which of them they show.
+    """N x 3 x 32 x 32 images, and N x classes, one-hot, that they should show, to N logits, whether they are real images of these, and
+    N x classes logits, which they show.
 
-    The former add what speaks for an image and what speaks for one of that class (Miyato and Koyama, "cGANs with Projection
+    The former add up what speaks for any image and what speaks for one of that class (Miyato and Koyama, "cGANs with Projection
     Discriminator", 2018), the latter are those of Odena et al., "Conditional Image Synthesis with Auxiliary Classifier GANs", 2017.
     spectral: whether weights are normalised as by Miyato et al. 2018.
     """
@@ -186,9 +184,9 @@ class Discriminator(nn.Module):
                 if isinstance(layer, (Conv2d, nn.Linear)):
                     spectral_norm(layer)
 
-    def forward(self, x: torch.Tensor, classes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        of_any, of_class, shown = widen(self.layers(x)).split([1, self.classes, self.classes], 1)
-        return of_any.squeeze(1) + (of_class * classes).sum(1), shown
+    def forward(self, x: torch.Tensor, one_hot: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        of_any, of_class, which = widen(self.layers(x)).split([1, self.classes, self.classes], 1)
+        return of_any.squeeze(1) + (of_class * one_hot).sum(1), which
 
 
 def normal_weights(network: nn.Module) -> None:
@@ -208,10 +206,11 @@ CURVES = {
     "-log of the probability of the right class": {"class_real": "real images", "class_fake": "fakes"},
     "squared gradient at an image": {"slope_real": "real", "slope_fake": "fake"},
 }
-# Where the fakes are like the data, the best D says the same to everything: of the logistic losses, the paper's theorem 1.
+# Where the fakes are like the data, the best D says the same to everything: of the logistic losses theorem 1 of Goodfellow et al. 2014.
+# Of the hinge it may say anything from -1 to 1, which is G's loss.
 THEORY = {
     "logistic": {"loss_d": ("log 4", math.log(4)), "loss_g": ("log 2", math.log(2))},
-    "hinge": {"loss_d": ("2", 2.0), "loss_g": ("0", 0.0)},
+    "hinge": {"loss_d": ("2", 2.0)},
     "relativistic": {"loss_d": ("log 2", math.log(2)), "loss_g": ("log 2", math.log(2))},
 }
 LARGEST = 4096  # of the networks' base
@@ -245,19 +244,20 @@ def losses(kind: str, logits_real: torch.Tensor, logits_fake: torch.Tensor) -> t
     return F.softplus(logits_fake - logits_real).mean(), F.softplus(logits_real - logits_fake).mean()
 
 
-def class_loss(logits: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-    """-log of the probability of the right class, mean over the batch: -L_C of Odena et al.; 0 where there are no classes.
+def class_loss(logits: torch.Tensor, one_hot: torch.Tensor) -> torch.Tensor:
+    """-log of the probability of the right class, mean over the batch, from N x classes logits; 0 where there are no classes.
 
-    Both N x classes, the latter one-hot.
+    The two halves of -L_C of Odena et al. 2017. They have D learn both; here D learns from real images and G from fakes, since a D that
+    also learns what fakes should show finds it in whatever G makes.
     """
-    return -(classes * logits.log_softmax(1)).sum(1).mean()
+    return -(one_hot * logits.log_softmax(1)).sum(1).mean()
 
 
-def squared_slope(discriminator: nn.Module, images: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+def squared_slope(discriminator: nn.Module, images: torch.Tensor, one_hot: torch.Tensor) -> torch.Tensor:
     """|dD/dx|^2, mean over the images (N x 3 x 32 x 32, of N x classes): the zero-centred gradient penalty (Mescheder et al. 2018,
     equation 9)."""
     images = images.detach().requires_grad_()
-    logits, _ = discriminator(images, classes)
+    logits, _ = discriminator(images, one_hot)
     with no_weight_gradients():
         (slope,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
     return slope.square().sum((1, 2, 3)).mean()
@@ -279,7 +279,7 @@ def augmented(images: torch.Tensor) -> torch.Tensor:
 
     places, each = torch.arange(side, device=images.device), torch.arange(count, device=images.device).view(-1, 1, 1)
     shift = torch.randint(-side // 8, side // 8 + 1, (count, 2, 1), device=images.device)
-    rows, columns = (places + shift + 1).clamp(0, side + 1).unbind(1)  # in an image with a black frame
+    rows, columns = (places + shift + 1).clamp(0, side + 1).unbind(1)  # in an image with a grey frame
     framed = F.pad(images, (1, 1, 1, 1)).permute(0, 2, 3, 1)
     images = framed[each, rows.unsqueeze(2), columns.unsqueeze(1)].permute(0, 3, 1, 2)
 
@@ -292,7 +292,7 @@ def move_at_once(
     run: Run, generator: nn.Module, discriminator: nn.Module, adam_g: Adam, adam_d: Adam, real: torch.Tensor, of_real: torch.Tensor,
     config: Config,
 ) -> None:  # fmt: skip
-    """One batch of fakes, seen once by D, gives both players their gradients; then both move. of_real: the classes, N x classes."""
+    """One batch of fakes, seen once by D, gives both players their gradients; then both move. of_real: N x classes, one-hot."""
     if config.flips:
         real = torch.where(torch.rand(len(real), 1, 1, 1, device=real.device) < 0.5, real.flip(3), real)
     real = real.contiguous(memory_format=torch.channels_last)
@@ -302,29 +302,23 @@ def move_at_once(
     seen = fake.detach().requires_grad_()
     of_fake = z[:, NOISE:]
     pairs = (real, of_real), (seen, of_fake)
-    shown = [(augmented(images) if config.augment else images, classes) for images, classes in pairs]
+    if config.augment:
+        pairs = [(augmented(images), one_hot) for images, one_hot in pairs]
     with run.autocast():  # each kind of image by itself, as batch norm wants it
-        (logits_real, classes_real), (logits_fake, classes_fake) = (discriminator(*pair) for pair in shown)
+        (logits_real, which_real), (logits_fake, which_fake) = (discriminator(*pair) for pair in pairs)
     loss_d, loss_g = losses(config.loss, logits_real, logits_fake)
-    class_real, class_fake = class_loss(classes_real, of_real), class_loss(classes_fake, of_fake)
+    class_real, class_fake = class_loss(which_real, of_real), class_loss(which_fake, of_fake)
     penalty = 0.0
     if config.penalty and run.iteration % config.penalty_every == 0:
         with run.autocast():
-            slope_real, slope_fake = (squared_slope(discriminator, *pair) for pair in shown)
+            slope_real, slope_fake = (squared_slope(discriminator, *pair) for pair in pairs)
         penalty = config.penalty_every * config.penalty / 2 * (slope_real + slope_fake)
         run.log(slope_real=slope_real, slope_fake=slope_fake)
 
-    if config.batch_norm or config.loss == "hinge" or config.classes:
-        # Generator, before D forgets what it saw.
-        with no_weight_gradients():
-            (gradient,) = torch.autograd.grad(run.scaler.scale(loss_g + class_fake), seen, retain_graph=True)
-        run.backward(loss_d + class_real + penalty, discriminator)
-    else:
-        # Each fake's logit is of that fake alone, and either player's gradient at it a multiple of the logit's. So the way back through D
-        # is gone once for both (Shen et al., "Training Generative Adversarial Networks in One Stage", 2021).
-        pull_d, pull_g = (torch.autograd.grad(loss, logits_fake, retain_graph=True)[0] for loss in (loss_d, loss_g))
-        run.backward(loss_d + penalty, discriminator, also=[seen])
-        gradient = seen.grad * (pull_g / pull_d).view(-1, 1, 1, 1)
+    # Generator, before D forgets what it saw.
+    with no_weight_gradients():
+        (gradient,) = torch.autograd.grad(run.scaler.scale(loss_g + class_fake), seen, retain_graph=True)
+    run.backward(loss_d + class_real + penalty, discriminator)
     run.backward(None, generator, onward=[(fake, gradient)])
     run.step(adam_d, adam_g)
     run.log(loss_d=loss_d, loss_g=loss_g, logit_real=logits_real.mean(), logit_fake=logits_fake.mean())
@@ -346,7 +340,7 @@ def train(config: Config) -> None:
     players = make_generator(config), Discriminator(config.base, config.batch_norm, config.spectral_norm, config.classes)
     generator, discriminator = run.place(*players)
     images, _ = run.load(config.data, size=32, channels=3, held_out=config.held_out)
-    classes = F.one_hot(run.labels, CLASSES).float() if config.classes else torch.zeros(len(images), 0, device=run.device)
+    one_hot = F.one_hot(run.labels, CLASSES).float() if config.classes else torch.zeros(len(images), 0, device=run.device)
     rates = config.learning_rate * config.generator_rate, config.learning_rate
     adam_g, adam_d = (
         Adam(player.parameters(), rate, betas=(0.5, 0.999), fused=True)
@@ -357,7 +351,7 @@ def train(config: Config) -> None:
     fixed_z = generator.latent(SETTLING, "cpu", torch.Generator().manual_seed(config.seed)).to(run.device)
 
     for _ in run.epochs():
-        for real, of_real in run.batches(images, *generator.pixels, beside=classes):
+        for real, of_real in run.batches(images, *generator.pixels, beside=one_hot):
             if config.decay:
                 left = 1 - run.iteration / (config.epochs * run.count)
                 for adam, rate in ((adam_g, rates[0]), (adam_d, rates[1])):

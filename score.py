@@ -70,13 +70,17 @@ def measure(model: Path, features: str, seed: int) -> tuple[dict[str, Any], torc
     if config.data not in KNOWN:
         raise UserError(f"{model} was trained on {config.data}, which has no test images: give a model of one of {', '.join(KNOWN)}")
     cost = {"milliseconds_per_image": milliseconds(generator), "parameters": sum(part.numel() for part in generator.parameters())}
-    samples = sampler.images(generator, sampler.latents(generator, SAMPLES, seed))
+    z = sampler.latents(generator, SAMPLES, seed)
+    samples = sampler.images(generator, z)
     channels, size, _ = shape = tuple(samples.shape[1:])
     features, named = pick_features(features, config.data, shape)
     labelled = [data.load(config.data, size, channels, train=train) for train in (True, False)]
     train, test = (found.images for found in labelled)
     classifier = config.data if SHAPES.get(config.data) == shape else None
-    ours, real = (against(images, train[-SAMPLES:], test, features, classifier, seed) for images in (samples, train[:SAMPLES]))
+    told = sampler.is_told_classes(generator)
+    labels = (z[:, experiment.NOISE :].argmax(1), labelled[0].labels[:SAMPLES]) if told else (None, None)
+    shown = zip((samples, train[:SAMPLES]), labels, strict=True)
+    ours, real = (against(*images, train[-SAMPLES:], test, features, classifier, seed) for images in shown)
     # The first test images stand for real ones that weren't trained on; so nobody may find them among the test images.
     learned, others = to_unit(train[: len(train) - getattr(config, "held_out", 0)]), to_unit(test[COPIES:])
     copies = copying(to_unit(samples[:COPIES]), learned, others)
@@ -105,15 +109,19 @@ def load_discriminator(path: Path, experiment: ModuleType, config: Any) -> nn.Mo
 
 
 def against(
-    images: torch.Tensor, validation: torch.Tensor, test: torch.Tensor, features: str | None, classifier: str | None, seed: int
+    images: torch.Tensor, labels: torch.Tensor | None, validation: torch.Tensor, test: torch.Tensor, features: str | None,
+    classifier: str | None, seed: int,
 ) -> dict[str, Any]:
-    """The measures of images against the test images, all uint8 N x C x H x W, by the names that they have in utils/scores.py."""
+    """The measures of images against the test images, all uint8 N x C x H x W, by the names that they have in utils/scores.py.
+
+    labels: int64 N, what the images should show, where it is known.
+    """  # fmt: skip
     found: dict[str, Any] = {}
     if features is not None:
         channels = 3 if features == INCEPTION else -1  # which sees no greys
         found |= fidelity(images.expand(-1, channels, -1, -1), test.expand(-1, channels, -1, -1), features, seed)
     if classifier is not None:
-        found |= classes(logits(classifier, images))
+        found |= classes(logits(classifier, images), labels)
     likelihood = parzen(to_unit(images), to_unit(validation), to_unit(test))
     return found | {"log_likelihood": likelihood.mean, "standard_error": likelihood.error, "sigma": likelihood.sigma}
 
@@ -160,6 +168,7 @@ MEASURES = {  # a title, what stands for it in scores.json, and how it is shown
     "unsupervised error": ("unsupervised_error", "{unsupervised_error:.2%}"),
     "copying": ("copying", "{copying:.3f}"),
     "mean confidence": ("confidence", "{confidence:.3f}"),
+    "of the right class": ("right", "{right:.1%}"),
 }
 
 

@@ -88,10 +88,10 @@ def distance(generator: nn.Module, test: torch.Tensor) -> float:
 
 def main(table: Table) -> None:
     """Prints the table as Markdown, row by row."""
-    require_positive(seeds=table.seeds, **{f"minutes_{number}": minutes for number, minutes in enumerate(table.minutes)})
+    require_positive(seeds=table.seeds)
     require_rows(table.rows, ROWS)
-    if sorted(set(table.minutes)) != list(table.minutes):
-        raise UserError(f"minutes are {table.minutes}, expected each longer than the one before: give --minutes 10 30")
+    if sorted({0, *table.minutes}) != [0, *table.minutes]:
+        raise UserError(f"minutes are {table.minutes}, expected above zero and each longer than the one before: give --minutes 10 30")
     test = data.load("cifar10", 32, 3, train=False).images
     print("| |", " | ".join(f"after {minutes:g} minutes, seed by seed" for minutes in table.minutes), "|")
     print("|---" * (len(table.minutes) + 1) + "|")

@@ -36,6 +36,7 @@ import infogan_mnist
 from utils import data
 from utils.device import Dropout
 from utils.files import replacing
+from utils.known import load_known
 from utils.models import save_generator
 from utils.shell import UserError, command_line, require_positive, require_seed
 
@@ -195,7 +196,7 @@ def main(plain: Plain) -> None:
         raise UserError(f"no model named '{plain.model}': give --model one of {', '.join(MODELS)}")
     name = f"plain_{plain.model}" + (f"_{plain.seed}" if plain.seed else "")
     config, _, _ = game(plain.model)
-    data.load(config.data, 28, 1)  # where it isn't there yet, it is fetched before the clock starts
+    load_known(config.data, train=True)  # where it isn't there yet, it is fetched before the clock starts
     ends = [time.perf_counter()]
     for epoch, generator in steps(plain.model, plain.seed):  # noqa: B007 (used below)
         now = time.perf_counter()

@@ -7,6 +7,7 @@ from conftest import assert_bar_fits, assert_one_sentence
 from runs import PlainRun
 from torch import nn
 
+import gan_cifar10_conv
 from gan_cifar10_conv import (
     Config,
     Discriminator,
@@ -158,3 +159,26 @@ def test_constants_that_make_no_sense_are_refused(constant, value, said, photo_f
 def test_a_generator_that_is_too_large_is_refused_before_it_takes_memory():
     with pytest.raises(UserError, match="hidden is 1000000"):
         make_generator(Config(hidden=1_000_000))
+    with pytest.raises(UserError, match="hidden and maps make 48,000,000,000 weights"):
+        make_generator(Config(maps=60_000))
+
+
+def test_the_result_is_the_average_of_the_players(photo_folder, tmp_path, monkeypatch):
+    players = []
+
+    def move(run, generator, *others):
+        move_at_once(run, generator, *others)
+        players.append([weight.detach().double() for weight in generator.parameters()])
+
+    monkeypatch.setattr(gan_cifar10_conv, "move_at_once", move)
+    monkeypatch.setattr(gan_cifar10_conv, "AVERAGED_EVERY", 1)
+    small = {**SMALL, "channels": 4, "units": 8, "batch_size": 10, "epochs": 2, "data": str(photo_folder), "root": str(tmp_path)}
+    gan_cifar10_conv.train(Config(**small, average=0.5, device="cpu"))
+    average = players[0]
+    for number, weights in enumerate(players[1:], 1):
+        average = [old + (new - old) / (1 + 0.5 * number) for old, new in zip(average, weights, strict=True)]
+    saved = torch.load(tmp_path / "outputs" / "gan_cifar10_conv" / "checkpoint.pt", weights_only=True)["parts"]["generator"]
+    result = Generator(**SMALL)
+    result.load_state_dict(saved)
+    for found, expected in zip(result.parameters(), average, strict=True):
+        torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-6)

@@ -65,7 +65,11 @@ def exact():
             torch.save((gradients, weights), Path(self.config.root).with_suffix(f".{team.rank}"))
 
     Run.place, Run.track, Run.step = placed, tracked, stepped
-    Run.steps = lambda *arguments: (batch.double() for batch in steps(*arguments))
+    Run.steps = lambda *arguments: map(in_float64, steps(*arguments))
+
+
+def in_float64(batch):
+    return batch.double() if isinstance(batch, torch.Tensor) else tuple(part.double() for part in batch)
 
 
 def of_the_whole_batch(latent, team, count, device, rng=None):

@@ -88,6 +88,23 @@ def test_a_model_of_photographs_is_measured_in_their_classifiers_features(photos
         assert (pairs.size, pairs.mode) == ((8 * 34 + 2, 4 * 34 + 2), "RGB")
 
 
+def test_a_model_that_is_told_classes_is_held_to_them(photos, few, tmp_path, monkeypatch, capsys):
+    labels = torch.arange(1200) % 10
+    labelled = {train: ImageSet(torch.cat([photos.roll(by, 3) for by in range(12)]), labels) for train in few}
+    monkeypatch.setattr("utils.data.load", lambda *_, train=True: labelled[train])
+    generator = dcgan_cifar10.make_generator(config := dcgan_cifar10.Config(base=2))
+    save_generator(tmp_path / "a.safetensors", generator, "dcgan_cifar10", config)
+    score.main(score.Score(str(tmp_path / "a.safetensors"), root=str(tmp_path)))
+    found = json.loads((tmp_path / "outputs" / "a" / "scores.json").read_text())
+    z = sampler.latents(generator, score.SAMPLES, 0)
+    asked = z[:, 100:].argmax(1)
+    taken_for = score.logits("cifar10", sampler.images(generator.eval(), z)).argmax(1)
+    assert found["samples"]["right"] == pytest.approx((taken_for == asked).double().mean().item(), abs=0.005)  # short numbers in the file
+    taken_for = score.logits("cifar10", labelled[True].images[: score.SAMPLES]).argmax(1)
+    assert found["real"]["right"] == pytest.approx((taken_for == labels[: score.SAMPLES]).double().mean().item())
+    assert f"of the right class    {found['samples']['right']:.1%}" in capsys.readouterr().out
+
+
 def test_the_unsupervised_error_is_that_of_the_discriminator_beside_it(few, tmp_path, monkeypatch, capsys):
     labelled = {train: ImageSet(images, torch.arange(len(images)) % 10) for train, images in few.items()}
     monkeypatch.setattr("utils.data.load", lambda *_, train=True: labelled[train])

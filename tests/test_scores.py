@@ -130,9 +130,10 @@ def test_the_nearest_image_is_found_beyond_the_first_block(rng):
 
 def test_classes():
     logits = torch.tensor([[9.0, 0, 0], [9.0, 0, 0], [0, 9.0, 0], [0, 9.0, 8]])
-    found = classes(logits)
+    found = classes(logits, labels=torch.tensor([0, 1, 1, 1]))
     assert found["shares"] == [0.5, 0.5, 0]
     assert found["missing"] == [2]
+    assert found["right"] == 0.75
     sure, unsure = 1 / (1 + 2 * np.exp(-9)), 1 / (1 + np.exp(-1) + np.exp(-9))
     assert found["confidence"] == pytest.approx((3 * sure + unsure) / 4, abs=1e-6)
 

@@ -105,21 +105,24 @@ class _Images(torch.utils.data.Dataset):
         return self.images[number]
 
 
-def classes(logits: torch.Tensor) -> dict[str, object]:
+def classes(logits: torch.Tensor, labels: torch.Tensor | None = None) -> dict[str, object]:
     """What a classifier takes samples for, from its logits, float N x K:
 
         shares       of the samples that are of each class, K numbers that sum to 1
         missing      the classes, counted from 0, that no sample is of
         confidence   the mean probability of the likeliest class
+        right        with labels, int64 N, the share of samples that are of the class that they should be of
     """
     if logits.ndim != 2 or len(logits) == 0 or not logits.isfinite().all():
         raise UserError(f"the logits have the shape {tuple(logits.shape)}, expected finite numbers N x classes: give whole samples")
     probabilities, found = logits.softmax(1).max(1)
     shares = F.one_hot(found, logits.shape[1]).double().mean(0).tolist()
+    told = {} if labels is None else {"right": (found == labels).double().mean().item()}
     return {
         "shares": shares,
         "missing": [number for number, share in enumerate(shares) if share == 0],
         "confidence": probabilities.double().mean().item(),
+        **told,
     }
 
 
