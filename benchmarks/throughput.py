@@ -164,13 +164,10 @@ def flops_per_image(model: str) -> float:
         # the information's alone, which is the same for both players.
         return 3 * g - first_g + 2 * (3 * d - first_d) + (4 * d - first_d) + 3 * d
     if model in CONVOLUTIONAL:
-        config, generator, discriminator = recipe.game(model)
+        _, generator, discriminator = recipe.game(model)
         g, first_g = forward_flops(generator, 100)
         d, first_d = forward_flops(discriminator, 3, 32, 32)
-        needed = 3 * g - first_g + (3 * d - first_d) + 3 * d  # of the fakes, the first layer's input has a gradient too
-        if getattr(config, "batch_norm", False):  # each logit is that of all fakes: the way back through D once more
-            needed += d - first_d
-        return needed
+        return 3 * g - first_g + 2 * (3 * d - first_d) + d  # through the fakes G's gradient goes back too
     players = gan_mnist.make_generator(gan_mnist.Config(model=model)), gan_mnist.DISCRIMINATORS[model]()
     layers_g, layers_d = ([m.weight.numel() for m in player.modules() if isinstance(m, nn.Linear)] for player in players)
     move_g = 3 * sum(layers_g) - layers_g[0]  # noise needs no gradient

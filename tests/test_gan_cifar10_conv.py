@@ -98,7 +98,8 @@ def players():
     return generator, discriminator, z
 
 
-def test_one_way_back_through_d_gives_both_players_their_gradients():
+@pytest.mark.parametrize("scaled", [True, False])
+def test_both_players_get_the_gradients_of_their_losses(scaled):
     generator, discriminator, z = players()
     real = torch.randn(10, 3, 32, 32, dtype=torch.float64)
     fake = generator(z)
@@ -108,7 +109,8 @@ def test_one_way_back_through_d_gives_both_players_their_gradients():
     gradients_d = torch.autograd.grad(discriminator_loss(logits_real, logits_fake) / 2, weights_d)
     before = [weight.detach().clone() for weight in weights_g + weights_d]
     sgd = [torch.optim.SGD(network.parameters(), 1.0) for network in (generator, discriminator)]
-    move_at_once(PlainRun(), generator, discriminator, *sgd, real)
+    run = PlainRun(scaler=torch.amp.GradScaler("cpu", init_scale=2**10, enabled=scaled))
+    move_at_once(run, generator, discriminator, *sgd, real)
     for old, new, gradient in zip(before, weights_g + weights_d, gradients_g + gradients_d, strict=True):
         assert gradient.abs().max() > 0
         torch.testing.assert_close(old - new, gradient, rtol=1e-6, atol=1e-9)
