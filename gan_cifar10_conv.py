@@ -7,12 +7,13 @@ Goodfellow et al., "Generative Adversarial Nets", NIPS 2014 (arXiv 1406.2661), s
 The discriminator has three convolutional maxout layers and one fully connected one, with dropout. The generator has 8000 units, each
 connected to 8000 more, which are 80 pictures of 10 x 10 that one transposed convolution paints the image from: 65 million weights.
 
-Sizes and starting weights are those of the authors' published settings. Adam moves the players, and the result is an average of G's
-weights; `--optimizer sgd --average 0` is the paper's way. The authors give each image by itself the mean 0 and the deviation 1; here all
-images have the same mean and scale, so that a generated one can be shown as it is.
+Sizes and starting weights are those of the authors' published settings. `--optimizer sgd` is the paper's way, which needs more epochs than
+two cores have time for. By default Adam moves the players, the generator's two layers are normalised, without which all z give the same
+image for long, and the result is an average of its weights. The authors give each image by itself the mean 0 and the deviation 1; here
+all images have the same mean and scale, so that a generated one can be shown as it is.
 
-Each epoch adds a grid of images to outputs/gan_cifar10_conv/; gif/gan_cifar10_conv.gif shows them one after the other. An epoch
-takes about five minutes on two CPU cores that have bf16 units, and checkpoints up to 3.6 GB of the disk.
+Each epoch adds a grid of images to outputs/gan_cifar10_conv/; gif/gan_cifar10_conv.gif shows them one after the other. An epoch takes
+about 17 minutes on two CPU cores without bf16 units, and checkpoints up to 3.6 GB of the disk.
 
     python gan_cifar10_conv.py
     python gan_cifar10_conv.py --hidden 2000
@@ -22,13 +23,14 @@ takes about five minutes on two CPU cores that have bf16 units, and checkpoints 
 import copy
 import math
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
 import tyro
 from torch import nn
 from torch.optim import SGD, Adam, Optimizer
+from torch.optim.swa_utils import update_bn
 
 from utils.average import add_to_average
 from utils.convolution import Columns, ConvTranspose2d
@@ -36,7 +38,11 @@ from utils.device import Dropout, widen
 from utils.run import Run
 from utils.shell import UserError, command_line, require_positive, require_share
 
-PAPER_RATE = 0.004  # of SGD
+NOISE = 100  # numbers in z
+OPTIMIZERS: dict[str, dict[str, Any]] = {  # what goes with each
+    "adam": {"learning_rate": 0.0005, "generator_rate": 0.4, "average": 0.1, "batch_size": 32, "batch_norm": True},
+    "sgd": {"learning_rate": 0.004, "generator_rate": 1.0, "average": 0.0, "batch_size": 128, "batch_norm": False},
+}
 LARGEST, LARGEST_LAYER = 65_536, 2**28  # of the networks' widths; weights of the generator's second layer, 1 GB
 
 
@@ -45,13 +51,17 @@ class Config:
     """Train the convolutional GAN of 2014 on CIFAR-10, or on your own pictures."""
 
     optimizer: Annotated[str, tyro.conf.arg(metavar="adam|sgd")] = "adam"
-    """Adam, or the paper's SGD with momentum."""
+    """Adam, or the paper's SGD with momentum. The constants that are None below follow from it, by the table above."""
     learning_rate: float | None = None
-    """The discriminator's (by default 0.0002; sgd: the paper's 0.004)."""
-    generator_rate: float = 1.0
+    """The discriminator's; with Adam that of a unit with 100 inputs."""
+    generator_rate: float | None = None
     """The generator's learning rate, in units of the discriminator's."""
-    average: float = 0.1
+    average: float | None = None
     """How far back the average of G's weights, the result, reaches: 0 not at all, 1 to the start."""
+    batch_size: int | None = None
+    """Images a step."""
+    batch_norm: bool | None = None
+    """Whether the generator's two layers are normalised over the batch, before their nonlinearities."""
     hidden: int = 8000
     """Units of the generator's first layer."""
     maps: int = 80
@@ -60,10 +70,8 @@ class Config:
     """Of the discriminator's first two layers; the third has six times as many."""
     units: int = 500
     """Of its last hidden layer."""
-    epochs: int = 16
+    epochs: int = 5
     """Passes over the training images."""
-    batch_size: int = 128
-    """Images a step."""
     data: str = "cifar10"
     """cifar10, mnist, fashion-mnist, or the path of a folder with images; all become 32 x 32 and coloured."""
     held_out: int = 0
@@ -84,8 +92,9 @@ class Config:
     """Go on where the run of this name stopped."""
 
     def __post_init__(self) -> None:
-        if self.learning_rate is None:
-            self.learning_rate = PAPER_RATE if self.optimizer == "sgd" else 0.0002
+        for name, value in OPTIMIZERS.get(self.optimizer, OPTIMIZERS["adam"]).items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
 
 
 class Generator(nn.Module):
@@ -94,11 +103,12 @@ class Generator(nn.Module):
     pixels = (-1.9, 2.1)  # the mean of CIFAR-10's is then 0, the deviation 1
     noise = "uniform"
 
-    def __init__(self, hidden: int = 8000, maps: int = 80) -> None:
+    def __init__(self, hidden: int = 8000, maps: int = 80, batch_norm: bool = True) -> None:
         super().__init__()
+        norm = nn.BatchNorm1d if batch_norm else nn.Identity
         self.layers = nn.Sequential(
-            nn.Linear(100, hidden), nn.ReLU(),
-            nn.Linear(hidden, maps * 10 * 10), nn.Sigmoid(),
+            nn.Linear(NOISE, hidden), norm(hidden), nn.ReLU(),
+            nn.Linear(hidden, maps * 10 * 10), norm(maps * 10 * 10), nn.Sigmoid(),
             nn.Unflatten(1, (maps, 10, 10)),
             ConvTranspose2d(maps, 3, 5, stride=3, bias=False),  # 3 x 32 x 32
         )
@@ -106,7 +116,7 @@ class Generator(nn.Module):
         uniform_weights(self, 0.05)
 
     def latent(self, count: int, device: torch.device | str, rng: torch.Generator | None = None) -> torch.Tensor:
-        return torch.empty(count, 100, device=device).uniform_(-math.sqrt(3), math.sqrt(3), generator=rng)
+        return torch.empty(count, NOISE, device=device).uniform_(-math.sqrt(3), math.sqrt(3), generator=rng)
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
         return widen(self.layers(z)) + self.bias
@@ -170,8 +180,9 @@ def uniform_weights(network: nn.Module, bound: float) -> None:
 BAR = {"loss_d": "loss D {:.2f}", "loss_g": "G {:.2f}", "d_real": "D(real) {:.2f}", "d_fake": "D(fake) {:.2f}"}
 CURVES = {"losses": {"loss_d": "D: -log D(x) - log(1 - D(G(z)))", "loss_g": "G: -log D(G(z))"}}
 THEORY = {"loss_d": ("log 4", math.log(4)), "loss_g": ("log 2", math.log(2))}
-OPTIMIZERS = {"adam": (Adam, {"betas": (0.5, 0.999)}), "sgd": (SGD, {"momentum": 0.5})}
+BETAS = 0.5, 0.999  # of Adam
 AVERAGED_EVERY = 8  # steps: neighbours hardly differ
+SETTLING = 2000  # points of the latent space that the averaged generator's batch norm takes its statistics from
 
 
 def make_generator(config: Config) -> nn.Module:
@@ -182,7 +193,7 @@ def make_generator(config: Config) -> nn.Module:
     weights = config.hidden * config.maps * 100
     if weights > LARGEST_LAYER:
         raise UserError(f"hidden and maps make {weights:,} weights, expected at most {LARGEST_LAYER:,}: give a smaller --hidden or --maps")
-    return Generator(config.hidden, config.maps)
+    return Generator(config.hidden, config.maps, config.batch_norm)
 
 
 def discriminator_loss(logits_real: torch.Tensor, logits_fake: torch.Tensor) -> torch.Tensor:
@@ -217,6 +228,18 @@ def move_at_once(
         run.log(loss_d=loss_d, loss_g=loss_g, d_real=logits_real.sigmoid().mean(), d_fake=logits_fake.sigmoid().mean())
 
 
+def adam_by_inputs(network: nn.Module, rate: float) -> Adam:
+    """With this rate for the weights of a unit with 100 inputs and for biases, and for other weights inversely as the inputs.
+
+    Adam moves all weights alike, however small their gradients: with one rate for all, a unit of 5000 inputs would move 50 times as far as
+    one of 100. The rule is that of Yang et al., "Tensor Programs V", 2022, table 3.
+    """
+    layers = [layer for layer in network.modules() if isinstance(layer, (nn.Linear, nn.Conv2d))]
+    groups = [{"params": [layer.weight], "lr": rate * 100 / layer.weight[0].numel()} for layer in layers]
+    groups.append({"params": [layer.bias for layer in layers], "lr": rate})
+    return Adam(groups, betas=BETAS, fused=True)
+
+
 def paper_schedule(sgd: Optimizer, rate: float, update: int, epoch: int) -> None:
     """The authors' rate, divided by 1.000004 after every update, and momentum, from 0.5 in epoch 1 to 0.7 in epoch 250."""
     for group in sgd.param_groups:
@@ -230,26 +253,33 @@ def train(config: Config) -> None:
     if config.optimizer not in OPTIMIZERS:
         raise UserError(f"no optimizer named '{config.optimizer}': give --optimizer one of {', '.join(OPTIMIZERS)}")
     run = Run(config, "gan_cifar10_conv", "", BAR)
+    if config.batch_norm and run.share == 1:
+        raise UserError("batch_size gives a process 1 image, expected at least 2 to normalise over: give --batch-size another value")
     generator, discriminator = run.place(make_generator(config), Discriminator(config.channels, config.units))
     images, _ = run.load(config.data, size=32, channels=3, held_out=config.held_out)
-    rates = config.learning_rate * config.generator_rate, config.learning_rate
-    kind, constants = OPTIMIZERS[config.optimizer]
-    networks = zip((generator, discriminator), rates, strict=True)
-    fused = config.optimizer == "adam" or run.precision != "fp16"  # where a step is left out, the fused SGD's velocity starts as garbage
-    optimizer_g, optimizer_d = (kind(net.parameters(), rate, fused=fused, **constants) for net, rate in networks)
+    rate_g, rate_d = config.learning_rate * config.generator_rate, config.learning_rate
+    if config.optimizer == "adam":
+        optimizer_g = Adam(generator.parameters(), rate_g, betas=BETAS, fused=True)
+        optimizer_d = adam_by_inputs(discriminator, rate_d)
+    else:
+        fused = run.precision != "fp16"  # where a step is left out, the fused SGD's velocity starts as garbage
+        optimizer_g = SGD(generator.parameters(), rate_g, momentum=0.5, fused=fused)
+        optimizer_d = SGD(discriminator.parameters(), rate_d, momentum=0.5, fused=fused)
     result = copy.deepcopy(generator) if config.average else generator
     run.track(generator=result, player=generator, discriminator=discriminator, optimizer_g=optimizer_g, optimizer_d=optimizer_d)
-    fixed_z = generator.latent(64, "cpu", torch.Generator().manual_seed(config.seed)).to(run.device)
+    fixed_z = generator.latent(SETTLING, "cpu", torch.Generator().manual_seed(config.seed)).to(run.device)
 
     for epoch in run.epochs():
         for real in run.batches(images, *generator.pixels):
             if config.optimizer == "sgd":
-                paper_schedule(optimizer_g, rates[0], run.iteration, epoch)
-                paper_schedule(optimizer_d, rates[1], run.iteration, epoch)
+                paper_schedule(optimizer_g, rate_g, run.iteration, epoch)
+                paper_schedule(optimizer_d, rate_d, run.iteration, epoch)
             move_at_once(run, generator, discriminator, optimizer_g, optimizer_d, real)
             if config.average and run.iteration % AVERAGED_EVERY == 0:
                 add_to_average(result, generator, run.iteration // AVERAGED_EVERY, config.average)
-        run.picture(result, fixed_z)
+        if config.average:
+            update_bn(fixed_z.split(500), result)
+        run.picture(result, fixed_z[:64])
     run.finish(result, CURVES, THEORY)
 
 

@@ -13,6 +13,7 @@ from gan_cifar10_conv import (
     Discriminator,
     Generator,
     PooledMaxout,
+    adam_by_inputs,
     discriminator_loss,
     generator_loss,
     make_generator,
@@ -34,11 +35,13 @@ def seeded():
 def test_the_players_are_as_large_as_the_papers():
     with torch.device("meta"):  # a quarter of a gigabyte otherwise
         generator, discriminator = make_generator(Config()), Discriminator()
+        papers = make_generator(Config(batch_norm=False))
     # 100-8000-8000, a transposed 5 x 5 convolution from 80 channels to 3, and a bias for each pixel
     weights_g = 101 * 8000 + 8001 * 8000 + 80 * 3 * 25 + 3 * 32 * 32
     # two pieces each: 8 x 8 from 3 to 32, 8 x 8 from 32 to 32, 5 x 5 from 32 to 192; five pieces: 4800 to 500; 500 to 1
     weights_d = (3 * 64 + 1) * 64 + (32 * 64 + 1) * 64 + (32 * 25 + 1) * 384 + (192 * 5 * 5 + 1) * 2500 + 501
-    assert sum(weight.numel() for weight in generator.parameters()) == weights_g
+    assert sum(weight.numel() for weight in papers.parameters()) == weights_g
+    assert sum(weight.numel() for weight in generator.parameters()) == weights_g + 2 * 2 * 8000  # a scale and a shift for each unit
     assert sum(weight.numel() for weight in discriminator.parameters()) == weights_d
     assert [layer.p for layer in discriminator.modules() if isinstance(layer, Dropout)] == [0.2, 0.5, 0.5, 0.5, 0.5]
 
@@ -57,7 +60,7 @@ def test_the_pictures_within_d_are_as_large_as_the_authors():
 
 
 def test_a_pixels_own_bias_and_the_small_starting_weights():
-    generator, discriminator = Generator(**SMALL), Discriminator(4, 8)
+    generator, discriminator = Generator(**SMALL, batch_norm=False), Discriminator(4, 8)
     for network, bound in ((generator, 0.05), (discriminator, 0.005)):
         for name, weight in network.named_parameters():
             assert weight.abs().max() <= (0 if "bias" in name else bound)
@@ -132,6 +135,25 @@ def test_the_schedule_is_the_papers():
         assert sgd.param_groups[0]["momentum"] == pytest.approx(momentum)
 
 
+def test_adam_moves_the_discriminators_units_alike_however_many_inputs_they_have():
+    discriminator = Discriminator(4, 8)
+    adam = adam_by_inputs(discriminator, 0.01)
+    # 8 x 8 pixels of 3 channels, of 4; 5 x 5 of 4; 24 pictures of 5 x 5; 8 units
+    inputs = 8 * 8 * 3, 8 * 8 * 4, 5 * 5 * 4, 24 * 5 * 5, 8
+    weights = [weight for weight in discriminator.parameters() if weight.ndim > 1]
+    expected = {weight: 0.01 * 100 / count for weight, count in zip(weights, inputs, strict=True)}
+    expected |= {bias: 0.01 for bias in discriminator.parameters() if bias.ndim == 1}
+    rates = [(weight, group["lr"]) for group in adam.param_groups for weight in group["params"]]
+    assert len(rates) == len(expected)
+    assert dict(rates) == pytest.approx(expected)
+
+
+def test_the_papers_way_goes_with_its_optimizer():
+    papers = Config(optimizer="sgd")
+    assert (papers.learning_rate, papers.generator_rate, papers.batch_size, papers.average, papers.batch_norm) == (0.004, 1, 128, 0, False)
+    assert Config(optimizer="sgd", learning_rate=0.1).learning_rate == 0.1
+
+
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 def test_it_trains_on_a_folder_of_photographs(optimizer, photo_folder, tmp_path, shell):
     sizes = ["--hidden", "16", "--maps", "4", "--channels", "4", "--units", "8", "--batch-size", "10", "--epochs", "2"]
@@ -150,7 +172,7 @@ def test_it_trains_on_a_folder_of_photographs(optimizer, photo_folder, tmp_path,
     [
         ("optimizer", "rmsprop", "adam, sgd"), ("hidden", "0", "1 to 65,536"), ("maps", "100000", "1 to 65,536"),
         ("channels", "0", "1 to 65,536"), ("units", "-1", "1 to 65,536"), ("average", "2", "from 0 to 1"),
-        ("learning-rate", "0", "above zero"), ("generator-rate", "nan", "above zero"),
+        ("learning-rate", "0", "above zero"), ("generator-rate", "nan", "above zero"), ("batch-size", "1", "at least 2"),
     ],
 )  # fmt: skip
 def test_constants_that_make_no_sense_are_refused(constant, value, said, photo_folder, tmp_path, shell):
