@@ -4,18 +4,24 @@ A run is stopped by SIGTERM after 10 minutes, measured, resumed, stopped after 2
 samples to the test images, in the features of our classifier. Its own start and the measuring don't count. The learning rates, which
 fall to zero at a run's end, hardly do within what is measured.
 
+All of it takes a day. What is measured is added to dcgan.csv, beside this file, and not measured again: the table may be made in parts.
+
     python benchmarks/dcgan.py
-    python benchmarks/dcgan.py --rows "as it is" --seeds 1 --minutes 2 4
+    python benchmarks/dcgan.py --rows "as it is" --seeds 1 --minutes 2 4 --file trial.csv
 """
 
 import copy
+import csv
+import itertools
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import tyro
@@ -25,10 +31,13 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import sampler
 from benchmarks.normal import require_rows
 from utils import data
+from utils.models import read_facts
 from utils.scores import fidelity
 from utils.shell import UserError, command_line, require_positive
 
+MEASURED = Path(__file__).with_suffix(".csv")
 SCRIPT = Path(__file__).parent.parent / "dcgan_cifar10.py"
+IMAGES = 50_000  # of CIFAR-10's
 NOT_AVERAGED = "G's weights as they are, no average"  # which needs no run of its own
 ROWS: dict[str, list[str]] = {
     "as it is": [],
@@ -47,6 +56,16 @@ ROWS: dict[str, list[str]] = {
 }
 
 
+class Measured(NamedTuple):
+    """A line of the file: a run after so many minutes."""
+
+    row: str
+    seed: int
+    minutes: float
+    passes: float
+    frechet: float
+
+
 @dataclass
 class Table:
     """Train the modern recipe with one change at a time and print the Frechet distances."""
@@ -57,6 +76,8 @@ class Table:
     """Which changes."""
     minutes: tuple[float, ...] = (10, 30)
     """Of training, after which a run is measured, one longer than the other."""
+    file: Path = MEASURED
+    """What is measured already, and where more is added."""
 
 
 def train_for(seconds: float, arguments: list[str], folder: Path) -> None:
@@ -73,12 +94,13 @@ def train_for(seconds: float, arguments: list[str], folder: Path) -> None:
         process.send_signal(signal.SIGTERM)
 
 
-def players(root: Path) -> tuple[nn.Module, nn.Module]:
-    """The generator that a stopped run has saved, and the one that plays, whose weights aren't averaged."""
-    _, _, result = sampler.load(root / "models" / "run.safetensors")
+def stopped(root: Path) -> tuple[float, nn.Module, nn.Module]:
+    """Of a run that was: its passes over CIFAR-10, its generator, and the one that plays, whose weights aren't averaged."""
+    weights = root / "models" / "run.safetensors"
+    _, config, result = sampler.load(weights)
     player = copy.deepcopy(result)
     player.load_state_dict(torch.load(root / "outputs" / "run" / "checkpoint.pt", weights_only=True)["parts"]["player"])
-    return result, player
+    return int(read_facts(weights)["iteration"]) * config.batch_size / IMAGES, result, player
 
 
 def distance(generator: nn.Module, test: torch.Tensor) -> float:
@@ -86,29 +108,60 @@ def distance(generator: nn.Module, test: torch.Tensor) -> float:
     return fidelity(sampler.images(generator, sampler.latents(generator, len(test), 0)), test, "cifar10")["frechet"]
 
 
+def measure(row: str, seed: int, minutes: tuple[float, ...], test: torch.Tensor) -> list[Measured]:
+    """Trains one run; after so many minutes each, its distance, and where it is the recipe as it is, the player's too."""
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = ["--name", "run", "--root", folder, "--seed", str(seed), "--epochs", "100000", *ROWS[row]]
+        for done, until in itertools.pairwise((0, *minutes)):
+            train_for(60 * (until - done), arguments + ["--resume"] * (done > 0), Path(folder))
+            passes, *generators = stopped(Path(folder))
+            named = (row, NOT_AVERAGED) if row == "as it is" else (row,)
+            for name, generator in zip(named, generators, strict=False):
+                found.append(Measured(name, seed, until, round(passes, 2), round(distance(generator, test), 3)))
+    return found
+
+
+def read(file: Path) -> list[Measured]:
+    """What is measured already."""
+    if not file.exists():
+        return []
+    with open(file, newline="") as lines:
+        return [Measured(row, int(seed), *map(float, numbers)) for row, seed, *numbers in list(csv.reader(lines))[1:]]
+
+
+def add(found: list[Measured], file: Path) -> None:
+    """To what is measured already."""
+    new = not file.exists()
+    with open(file, "a", newline="") as lines:
+        csv.writer(lines).writerows([Measured._fields] * new + found)
+
+
 def main(table: Table) -> None:
-    """Prints the table as Markdown, row by row."""
+    """Measures what isn't yet, and prints the table as Markdown."""
     require_positive(seeds=table.seeds)
     require_rows(table.rows, ROWS)
     if sorted({0, *table.minutes}) != [0, *table.minutes]:
         raise UserError(f"minutes are {table.minutes}, expected above zero and each longer than the one before: give --minutes 10 30")
     test = data.load("cifar10", 32, 3, train=False).images
-    print("| |", " | ".join(f"after {minutes:g} minutes, seed by seed" for minutes in table.minutes), "|")
-    print("|---" * (len(table.minutes) + 1) + "|")
-    for row in table.rows:
-        found: dict[str, list[list[float]]] = {}
-        for seed in range(table.seeds):
-            with tempfile.TemporaryDirectory() as folder:
-                arguments = ["--name", "run", "--root", folder, "--seed", str(seed), "--epochs", "100000", *ROWS[row]]
-                done = 0.0
-                for number, minutes in enumerate(table.minutes):
-                    train_for(60 * (minutes - done), arguments + ["--resume"] * (number > 0), Path(folder))
-                    done = minutes
-                    named = (row, NOT_AVERAGED) if row == "as it is" else (row,)
-                    for name, generator in zip(named, players(Path(folder)), strict=False):
-                        found.setdefault(name, [[] for _ in table.minutes])[number].append(distance(generator, test))
-        for name, distances in found.items():
-            print(f"| {name} |", " | ".join(" ".join(f"{each:.2f}" for each in seeds) for seeds in distances), "|", flush=True)
+    for seed, row in itertools.product(range(table.seeds), table.rows):
+        known = {one.minutes for one in read(table.file) if (one.row, one.seed) == (row, seed)}
+        if not known.issuperset(table.minutes):
+            found = measure(row, seed, table.minutes, test)
+            add([one for one in found if one.minutes not in known], table.file)
+    show(read(table.file), table.minutes)
+
+
+def show(measured: list[Measured], minutes: tuple[float, ...]) -> None:
+    """Prints the table: the distances, seed by seed, and what the data were passed over by the last of these minutes."""
+    titles = [f"after {each:g} minutes" for each in minutes]
+    print("| |", " | ".join(titles), "| passes over the data |")
+    print("|---" * (len(minutes) + 2) + "|")
+    for row in dict.fromkeys(one.row for one in measured if one.minutes == minutes[-1]):
+        ours = sorted(one for one in measured if one.row == row)
+        cells = [" ".join(f"{one.frechet:.2f}" for one in ours if one.minutes == each) for each in minutes]
+        passes = statistics.mean(one.passes for one in ours if one.minutes == minutes[-1])
+        print(f"| {row} |", " | ".join(cells), f"| {passes:.1f} |")
 
 
 if __name__ == "__main__":

@@ -230,26 +230,47 @@ def test_the_ablation_measures_the_last_step_and_the_average(digits, monkeypatch
         likelihood.main(likelihood.Table(rows=("luck",)))
 
 
-def test_the_ablation_of_dcgan_measures_the_average_and_the_player_whenever_a_run_is_stopped(photo_folder, monkeypatch, capsys):
-    trained = []
+@pytest.fixture
+def ablation(photo_folder, monkeypatch, tmp_path):
+    """Runs of benchmarks/dcgan.py that are a few steps long, whose distances are 1, 2 and so on: what is trained, what is measured, and
+    the table's rows."""
+    trained, measured = [], []
 
     def train_for(seconds, arguments, folder):
-        trained.append((seconds, "--resume" in arguments, folder))
+        trained.append((round(seconds), "--resume" in arguments))
         small = {"data": str(photo_folder), "batch_size": 10, "base": 2, "average": 0.1, "epochs": len(trained), "device": "cpu"}
         dcgan_cifar10.train(dcgan_cifar10.Config(name="run", root=str(folder), resume="--resume" in arguments, **small))
 
-    measured = []
+    def table(capsys, **constants):
+        dcgan.main(dcgan.Table(**{"seeds": 1, "minutes": (0.1, 0.3), "file": tmp_path / "measured.csv"} | constants))
+        return cells("\n".join(line for line in capsys.readouterr().out.splitlines() if line.startswith("|")))  # beside what runs say
+
     monkeypatch.setattr(dcgan, "train_for", train_for)
     monkeypatch.setattr(dcgan, "distance", lambda generator, _: measured.append(generator) or float(len(measured)))
     monkeypatch.setattr("utils.data.load_known", lambda *_: ImageSet(torch.zeros(1, 3, 32, 32, dtype=torch.uint8), None))
-    dcgan.main(dcgan.Table(seeds=1, rows=("as it is",), minutes=(0.1, 0.3)))
-    assert [(round(seconds), resumed) for seconds, resumed, _ in trained] == [(6, False), (12, True)]
-    table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]  # beside what runs say
-    assert cells("\n".join(table)) == [["as it is", "1.00", "3.00"], [dcgan.NOT_AVERAGED, "2.00", "4.00"]]
+    return trained, measured, table
+
+
+def test_the_ablation_of_dcgan_measures_the_average_and_the_player_whenever_a_run_is_stopped(ablation, capsys, monkeypatch):
+    trained, measured, table = ablation
+    monkeypatch.setattr(dcgan, "IMAGES", 100)  # an epoch of the folder's
+    assert table(capsys, rows=("as it is",)) == [["as it is", "1.00", "3.00", "2.0"], [dcgan.NOT_AVERAGED, "2.00", "4.00", "2.0"]]
+    assert trained == [(6, False), (12, True)]
     average, player = measured[:2]
     assert not torch.equal(average.layers[0].weight, player.layers[0].weight)
+
+
+def test_the_ablation_of_dcgan_measures_nothing_twice(ablation, capsys):
+    trained, _, table = ablation
+    table(capsys, rows=("no flips",))
+    del trained[:]
+    rows = table(capsys, rows=("hinge loss", "no flips"))
+    assert [row[:3] for row in rows] == [["no flips", "1.00", "2.00"], ["hinge loss", "3.00", "4.00"]]
+    assert len(trained) == 2
+    rows = table(capsys, rows=("no flips",), seeds=2)
+    assert [row[:3] for row in rows] == [["no flips", "1.00 5.00", "2.00 6.00"], ["hinge loss", "3.00", "4.00"]]
     with pytest.raises(normal.UserError, match="each longer than the one before"):
-        dcgan.main(dcgan.Table(minutes=(3, 1)))
+        table(capsys, minutes=(3, 1))
 
 
 def test_shifted_images_keep_what_they_show(digits):

@@ -1,7 +1,11 @@
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
 import torch_fidelity
+from conftest import PROJECT
 from scipy.stats import norm
 from sklearn.neighbors import KernelDensity
 
@@ -81,6 +85,12 @@ def test_the_frechet_distance_is_the_closed_form(rng):
     assert fidelity(images + 10, images, "pixels")["frechet"] == pytest.approx(9 * 10**2, rel=1e-4)
     # 2X against X: |2m - m|^2 + tr(4C + C - 2 (4C C)^(1/2)) = |m|^2 + tr C
     assert fidelity(images * 2, images, "pixels")["frechet"] == pytest.approx((mean.square() + variance).sum().item(), rel=1e-4)
+
+
+def test_our_features_need_no_other_import():
+    images = "torch.randint(0, 256, (1000, 1, 28, 28), dtype=torch.uint8)"
+    code = f"import torch; from utils.scores import fidelity; images = {images}; fidelity(images, images, 'mnist')"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=PROJECT)
 
 
 def test_the_kernel_distance_is_the_unbiased_cubic_one(rng):

@@ -72,6 +72,8 @@ def fidelity(samples: torch.Tensor, reference: torch.Tensor, features: str, seed
     """
     import torch_fidelity  # here, because of the second it takes
 
+    import utils.classifiers  # noqa: F401  (gives it our features)
+
     for name, images in {"samples": samples, "real images": reference}.items():
         require_images(images, name, like=reference, least=1000, dtype=torch.uint8)
     try:
