@@ -98,10 +98,10 @@ class Config:
 
 
 class Generator(nn.Module):
-    """N x 100 uniform noise of unit variance to N x 3 x 32 x 32 images, whose pixels have about unit variance."""
+    """N x 100 normal noise to N x 3 x 32 x 32 images, whose pixels have about unit variance."""
 
     pixels = (-1.9, 2.1)  # the mean of CIFAR-10's is then 0, the deviation 1
-    noise = "uniform"
+    noise = "normal"
 
     def __init__(self, hidden: int = 8000, maps: int = 80, batch_norm: bool = True) -> None:
         super().__init__()
@@ -116,7 +116,7 @@ class Generator(nn.Module):
         uniform_weights(self, 0.05)
 
     def latent(self, count: int, device: torch.device | str, rng: torch.Generator | None = None) -> torch.Tensor:
-        return torch.empty(count, NOISE, device=device).uniform_(-math.sqrt(3), math.sqrt(3), generator=rng)
+        return torch.randn(count, NOISE, device=device, generator=rng)
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
         return widen(self.layers(z)) + self.bias
@@ -220,7 +220,7 @@ def move_at_once(
     (gradient,) = torch.autograd.grad(run.scaler.scale(loss_g), seen, retain_graph=True)
     run.backward(None, generator, onward=[(fake, gradient)])
 
-    # Discriminator: ascend log D(x) + log(1 - D(G(z))). The half is the authors': D learns at half G's rate.
+    # Discriminator: ascend log D(x) + log(1 - D(G(z))). The half is the authors', for SGD; Adam's steps are the same without it.
     loss_d = discriminator_loss(logits_real, logits_fake)
     run.backward(loss_d / 2, discriminator)
     run.step(optimizer_d, optimizer_g)
