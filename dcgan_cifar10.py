@@ -5,11 +5,11 @@ Radford, Metz and Chintala, "Unsupervised Representation Learning with Deep Conv
 
     paper     their networks, one size smaller for images of 32 x 32, their losses, rates and starting weights
     modern    the same networks, G told what to show and D asked which class it sees, with constants that pay: benchmarks/dcgan.py
-              measures each
+              measures all but the falling rates
 
 The kernels are 4 x 4, as in the authors' Torch code (in their Theano code 5 x 5). There the players take turns; here both move at once,
-from one batch of fakes. A run takes about 80 minutes on two cores. Each epoch adds a grid of images to outputs/dcgan_cifar10_<recipe>/;
-gif/dcgan_cifar10_<recipe>.gif shows them one after the other.
+from one batch of fakes. A run takes about 80 minutes on two cores that have bf16 units. Each epoch adds a grid of images to
+outputs/dcgan_cifar10_<recipe>/; gif/dcgan_cifar10_<recipe>.gif shows them one after the other.
 
     python dcgan_cifar10.py
     python dcgan_cifar10.py --recipe paper
@@ -213,7 +213,7 @@ THEORY = {
     "hinge": {"loss_d": ("2", 2.0)},
     "relativistic": {"loss_d": ("log 2", math.log(2)), "loss_g": ("log 2", math.log(2))},
 }
-LARGEST = 4096  # of the networks' base
+LARGEST = 1024  # of the networks' base: 168 million weights in each
 AVERAGED_EVERY = 4  # steps: neighbours hardly differ
 SETTLING = 2000  # points of the latent space that the averaged generator's batch norm takes its statistics from
 
@@ -318,8 +318,10 @@ def move_at_once(
     # Generator, before D forgets what it saw.
     with no_weight_gradients():
         (gradient,) = torch.autograd.grad(run.scaler.scale(loss_g + class_fake), seen, retain_graph=True)
-    run.backward(loss_d + class_real + penalty, discriminator)
     run.backward(None, generator, onward=[(fake, gradient)])
+
+    # Discriminator.
+    run.backward(loss_d + class_real + penalty, discriminator)
     run.step(adam_d, adam_g)
     run.log(loss_d=loss_d, loss_g=loss_g, logit_real=logits_real.mean(), logit_fake=logits_fake.mean())
     if config.classes:

@@ -1,8 +1,8 @@
-"""What each part of DCGAN's modern recipe is worth: the recipe with one change at a time, in equal wall-clock time, on several seeds.
+"""What the parts of DCGAN's modern recipe are worth: the recipe with one change at a time, in equal wall-clock time, on several seeds.
 
 A run is stopped by SIGTERM after 10 minutes, measured, resumed, stopped after 20 more and measured again: Frechet distances of 10,000
 samples to the test images, in the features of our classifier. Its own start and the measuring don't count. The learning rates, which
-fall to zero at a run's end, hardly do within what is measured.
+otherwise fall to zero, stay as they are: where they fall, a run can't be measured midway.
 
 All of it takes a day. What is measured is added to dcgan.csv, beside this file, and not measured again: the table may be made in parts.
 
@@ -26,10 +26,12 @@ from typing import NamedTuple
 import torch
 import tyro
 from torch import nn
+from torch.optim.swa_utils import update_bn
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import sampler
 from benchmarks.normal import require_rows
+from dcgan_cifar10 import SETTLING
 from utils import data
 from utils.models import read_facts
 from utils.scores import fidelity
@@ -92,6 +94,8 @@ def train_for(seconds: float, arguments: list[str], folder: Path) -> None:
             if process.poll() is not None:
                 raise RuntimeError(f"{SCRIPT.name} ended too early: {said.read_text()}")
         process.send_signal(signal.SIGTERM)
+    if process.returncode != 128 + signal.SIGTERM:
+        raise RuntimeError(f"{SCRIPT.name} didn't save: {said.read_text()}")
 
 
 def stopped(root: Path) -> tuple[float, nn.Module, nn.Module]:
@@ -100,6 +104,7 @@ def stopped(root: Path) -> tuple[float, nn.Module, nn.Module]:
     _, config, result = sampler.load(weights)
     player = copy.deepcopy(result)
     player.load_state_dict(torch.load(root / "outputs" / "run" / "checkpoint.pt", weights_only=True)["parts"]["player"])
+    update_bn(sampler.latents(player, SETTLING, 0).split(500), player)  # as the average has them, so that the weights alone differ
     return int(read_facts(weights)["iteration"]) * config.batch_size / IMAGES, result, player
 
 
@@ -112,7 +117,7 @@ def measure(row: str, seed: int, minutes: tuple[float, ...], test: torch.Tensor)
     """Trains one run; after so many minutes each, its distance, and where it is the recipe as it is, the player's too."""
     found = []
     with tempfile.TemporaryDirectory() as folder:
-        arguments = ["--name", "run", "--root", folder, "--seed", str(seed), "--epochs", "100000", *ROWS[row]]
+        arguments = ["--name", "run", "--root", folder, "--seed", str(seed), "--decay", "False", "--epochs", "100000", *ROWS[row]]
         for done, until in itertools.pairwise((0, *minutes)):
             train_for(60 * (until - done), arguments + ["--resume"] * (done > 0), Path(folder))
             passes, *generators = stopped(Path(folder))

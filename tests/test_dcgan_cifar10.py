@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from conftest import assert_bar_fits, assert_one_sentence
 from PIL import Image
 from runs import PlainRun
+from torch import nn
 
 import dcgan_cifar10
 from dcgan_cifar10 import (
@@ -54,6 +55,18 @@ def test_the_players_are_as_large_as_the_papers():
     assert [logits.shape for logits in discriminator(fake, torch.zeros(7, 0))] == [(7,), (7, 0)]
 
 
+def test_the_pictures_within_the_players_are_as_large_as_the_papers():
+    sizes = []
+    generator, discriminator = Generator(128), Discriminator(128)
+    for layer in (*generator.layers, *discriminator.layers):
+        if isinstance(layer, (nn.Unflatten, nn.Conv2d, nn.ConvTranspose2d)):
+            layer.register_forward_hook(lambda _, inputs, output: sizes.append(tuple(output.shape[1:])))
+    discriminator(generator(generator.latent(2, "cpu")), torch.zeros(2, 0))
+    of_g, of_d = sizes[:4], sizes[4:]
+    assert of_g == [(512, 4, 4), (256, 8, 8), (128, 16, 16), (3, 32, 32)]
+    assert of_d == [(128, 16, 16), (256, 8, 8), (512, 4, 4)]
+
+
 def test_what_the_players_are_shown_depends_on_the_data():
     assert Config().classes == Config(data="mnist").classes == 10
     assert Config().flips is Config(data="mnist", flips=True).flips is True
@@ -69,7 +82,7 @@ def test_what_the_players_are_shown_depends_on_the_data():
 
 def test_each_class_has_its_own_scale_and_shift(real):
     norm, labels = ClassNorm(3, 10).double(), torch.arange(100) % 10
-    torch.nn.init.normal_(norm.of_class)
+    nn.init.normal_(norm.of_class)
     found = norm(real.double(), F.one_hot(labels, 10).double())
     mean, deviation = real.double().mean((0, 2, 3), keepdim=True), real.double().var((0, 2, 3), keepdim=True, correction=0)
     for image, label, standard in zip(found, labels, (real.double() - mean) / (deviation + norm.eps).sqrt(), strict=True):
@@ -138,10 +151,10 @@ def smooth_discriminator():
     """In float64, with the rectifiers replaced by something whose second derivative is not zero nearly everywhere."""
     discriminator = Discriminator(2, batch_norm=False).double()
     for number, layer in enumerate(discriminator.layers):
-        if isinstance(layer, torch.nn.LeakyReLU):
-            discriminator.layers[number] = torch.nn.Softplus()
+        if isinstance(layer, nn.LeakyReLU):
+            discriminator.layers[number] = nn.Softplus()
         elif hasattr(layer, "weight"):
-            torch.nn.init.normal_(layer.weight, std=layer.weight[0].numel() ** -0.5)
+            nn.init.normal_(layer.weight, std=layer.weight[0].numel() ** -0.5)
     return discriminator
 
 
@@ -224,7 +237,7 @@ def players(config):
     discriminator = Discriminator(config.base, config.batch_norm, config.spectral_norm, config.classes).double()
     for weight in (*generator.parameters(), *discriminator.parameters()):
         if weight.ndim > 1:
-            torch.nn.init.normal_(weight, std=2 * weight[0].numel() ** -0.5)
+            nn.init.normal_(weight, std=2 * weight[0].numel() ** -0.5)
     z = generator.latent(10, "cpu").double()
     generator.latent = lambda *_: z
     return generator, discriminator, z
@@ -342,11 +355,11 @@ def test_the_rates_fall_to_zero(steps, photo_folder, tmp_path):
 
 
 def test_the_result_is_the_average_of_the_players_with_statistics_of_its_own(steps, photo_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(dcgan_cifar10, "AVERAGED_EVERY", 1)
+    monkeypatch.setattr(dcgan_cifar10, "AVERAGED_EVERY", 3)
     small = {**SMALL, "data": str(photo_folder), "root": str(tmp_path), "epochs": 2, "device": "cpu"}
     dcgan_cifar10.train(Config(**small, average=0.5))
     average = [weight.double() for weight in steps[0][2]]
-    for number, (_, _, weights) in enumerate(steps[1:], 1):
+    for number, (_, _, weights) in enumerate(steps[3::3], 1):
         average = [old + (new - old) / (1 + 0.5 * number) for old, new in zip(average, weights, strict=True)]
     saved = torch.load(tmp_path / "outputs" / "dcgan_cifar10_modern" / "checkpoint.pt", weights_only=True)["parts"]["generator"]
     result = Generator(SMALL["base"])
@@ -388,7 +401,7 @@ def test_each_recipe_trains_on_a_folder_of_photographs(recipe, photo_folder, tmp
 @pytest.mark.parametrize(
     ("constant", "value", "said"),
     [
-        ("recipe", "old", "paper, modern"), ("loss", "wasserstein", "logistic, hinge, relativistic"), ("base", "0", "1 to 4,096"),
+        ("recipe", "old", "paper, modern"), ("loss", "wasserstein", "logistic, hinge, relativistic"), ("base", "0", "1 to 1,024"),
         ("average", "-0.1", "from 0 to 1"), ("penalty", "-1", "0 or above"), ("penalty-every", "0", "above zero"),
         ("learning-rate", "inf", "above zero"), ("generator-rate", "0", "above zero"), ("batch-size", "1", "at least 2"),
         ("data", "cifar100", "cifar10"),

@@ -56,7 +56,7 @@ def exact():
         torch.manual_seed(1)
 
     def stepped(self, *optimizers):
-        moved = [weight for optimizer in optimizers for weight in optimizer.param_groups[0]["params"]]
+        moved = [weight for optimizer in optimizers for group in optimizer.param_groups for weight in group["params"]]
         if self.iteration == 0:
             gradients.extend(weight.grad.clone() for weight in moved)
         step(self, *optimizers)

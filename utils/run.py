@@ -443,7 +443,7 @@ class Run:
         if state["images"] != self.images:
             raise UserError("these aren't the images that the run to resume was trained on: give it those, or start anew, without --resume")
         for name, part in self.parts.items():
-            fill(part, state["parts"][name])
+            fill(part, state["parts"].pop(name))  # so that what a part has taken is free before the next takes room
         winner = state["winner"]
         if winner and shapes(winner["weights"]) != shapes(self.parts["generator"].state_dict()):
             raise ValueError("in it the best generator has another shape")
