@@ -116,7 +116,7 @@ class Generator(nn.Module):
         uniform_weights(self, 0.05)
 
     def latent(self, count: int, device: torch.device | str, rng: torch.Generator | None = None) -> torch.Tensor:
-        return torch.randn(count, NOISE, device=device, generator=rng)
+        return torch.empty(count, NOISE, device=device).normal_(generator=rng)
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
         return widen(self.layers(z)) + self.bias
