@@ -320,7 +320,7 @@ def move_at_once(
         (gradient,) = torch.autograd.grad(run.scaler.scale(loss_g + class_fake), seen, retain_graph=True)
     run.backward(None, generator, onward=[(fake, gradient)])
 
-    # Discriminator.
+    # Discriminator: it learns the classes from real images alone.
     run.backward(loss_d + class_real + penalty, discriminator)
     run.step(adam_d, adam_g)
     run.log(loss_d=loss_d, loss_g=loss_g, logit_real=logits_real.mean(), logit_fake=logits_fake.mean())

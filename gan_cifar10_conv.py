@@ -8,9 +8,9 @@ The discriminator has three convolutional maxout layers and one fully connected 
 connected to 8000 more, which are 80 pictures of 10 x 10 that one transposed convolution paints the image from: 65 million weights.
 
 Sizes and starting weights are those of the authors' published settings. `--optimizer sgd` is the paper's way, which needs more epochs than
-two cores have time for. By default Adam moves the players, the generator's two layers are normalised, without which all z give the same
-image for long, and the result is an average of its weights. The authors give each image by itself the mean 0 and the deviation 1; here
-all images have the same mean and scale, so that a generated one can be shown as it is.
+two cores have time for. By default Adam moves the players, the generator's two layers are normalised, without which the images of all z
+stay nearly alike for long, and the result is an average of its weights. The authors give each image by itself the mean 0 and the
+deviation 1; here all images have the same mean and scale, so that a generated one can be shown as it is.
 
 Each epoch adds a grid of images to outputs/gan_cifar10_conv/; gif/gan_cifar10_conv.gif shows them one after the other. An epoch takes
 about 18 minutes on two CPU cores that have no bf16 units; the run needs 2.7 GB of memory, and up to 3.6 GB of the disk for checkpoints.

@@ -4,7 +4,8 @@ A run is stopped by SIGTERM after 10 minutes, measured, resumed, stopped after 2
 samples to the test images, in the features of our classifier. Its own start and the measuring don't count. The learning rates, which
 otherwise fall to zero, stay as they are: where they fall, a run can't be measured midway.
 
-All of it takes a day. What is measured is added to dcgan.csv, beside this file, and not measured again: the table may be made in parts.
+All of it takes some 14 hours. What is measured is added to dcgan.csv, beside this file, and not measured again: the table may be made in
+parts.
 
     python benchmarks/dcgan.py
     python benchmarks/dcgan.py --rows "as it is" --seeds 1 --minutes 2 4 --file trial.csv
