@@ -68,15 +68,15 @@ class Config:
     """The generator's learning rate, in units of the discriminator's."""
     loss: Annotated[str, tyro.conf.arg(metavar="logistic|hinge|relativistic")] = "logistic"
     """What the players play for: the game of 2014, the hinge, or the relativistic pairing."""
-    batch_norm: bool = True
+    batch_norm: tyro.conf.FlagConversionOff[bool] = True
     """Whether the discriminator's hidden layers are normalised over the batch; the generator's always are."""
-    spectral_norm: bool = False
+    spectral_norm: tyro.conf.FlagConversionOff[bool] = False
     """Whether each of the discriminator's weight matrices is divided by its largest singular value."""
     penalty: float = 0.0
     """The weight of the zero-centred gradient penalty on real images and on fakes."""
     penalty_every: int = 16
     """Steps between penalties, each of which weighs as much more."""
-    augment: bool = False
+    augment: tyro.conf.FlagConversionOff[bool] = False
     """Whether all that the discriminator sees is augmented, differentiably."""
     epochs: int = 38
     """Passes over the training images."""

@@ -163,7 +163,7 @@ def show(measured: list[Measured], minutes: tuple[float, ...]) -> None:
     titles = [f"after {each:g} minutes" for each in minutes]
     print("| |", " | ".join(titles), "| passes over the data |")
     print("|---" * (len(minutes) + 2) + "|")
-    for row in dict.fromkeys(one.row for one in measured if one.minutes == minutes[-1]):
+    for row in sorted({one.row for one in measured if one.minutes == minutes[-1]}, key=[*ROWS, NOT_AVERAGED].index):
         ours = sorted(one for one in measured if one.row == row)
         cells = [" ".join(f"{one.frechet:.2f}" for one in ours if one.minutes == each) for each in minutes]
         passes = statistics.mean(one.passes for one in ours if one.minutes == minutes[-1])

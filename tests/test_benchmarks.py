@@ -6,6 +6,7 @@ from unittest import mock
 
 import pytest
 import torch
+import tyro
 from conftest import PROJECT
 from PIL import Image
 from runs import PlainRun
@@ -17,6 +18,7 @@ import gan_cifar10_conv
 import gan_mnist
 import infogan_mnist
 import sampler
+import score
 from benchmarks import classifiers, dcgan, infogan, likelihood, normal, plain, precision, ring, scaling, throughput
 from benchmarks.throughput import Stopwatch, flops_per_image, spread
 from utils.known import ImageSet
@@ -260,15 +262,22 @@ def test_the_ablation_of_dcgan_measures_the_average_and_the_player_whenever_a_ru
     assert not torch.equal(average.layers[0].weight, player.layers[0].weight)
 
 
+@pytest.mark.parametrize("row", dcgan.ROWS)
+def test_each_row_of_dcgans_ablation_is_another_run_whose_command_makes_it_again(row):
+    config = tyro.cli(dcgan_cifar10.Config, args=dcgan.ROWS[row])
+    assert (config == dcgan_cifar10.Config()) == (row == "as it is")
+    assert tyro.cli(dcgan_cifar10.Config, args=score.command(dcgan_cifar10, config).split()[2:]) == config
+
+
 def test_the_ablation_of_dcgan_measures_nothing_twice(ablation, capsys):
     trained, _, table = ablation
     table(capsys, rows=("no flips",))
     del trained[:]
     rows = table(capsys, rows=("hinge loss", "no flips"))
-    assert [row[:3] for row in rows] == [["no flips", "1.00", "2.00"], ["hinge loss", "3.00", "4.00"]]
+    assert [row[:3] for row in rows] == [["hinge loss", "3.00", "4.00"], ["no flips", "1.00", "2.00"]]
     assert len(trained) == 2
     rows = table(capsys, rows=("no flips",), seeds=2)
-    assert [row[:3] for row in rows] == [["no flips", "1.00 5.00", "2.00 6.00"], ["hinge loss", "3.00", "4.00"]]
+    assert [row[:3] for row in rows] == [["hinge loss", "3.00", "4.00"], ["no flips", "1.00 5.00", "2.00 6.00"]]
     with pytest.raises(normal.UserError, match="each longer than the one before"):
         table(capsys, minutes=(3, 1))
 
