@@ -1,11 +1,15 @@
-"""What the parts of DCGAN's modern recipe are worth: the recipe with one change at a time, in equal wall-clock time, on several seeds.
+"""What the parts of DCGAN's modern recipe are worth: the recipe with one change at a time, in equal time, on several seeds.
 
-A run is stopped by SIGTERM after 10 minutes, measured, resumed, stopped after 20 more and measured again: Frechet distances of 10,000
-samples to the test images, in the features of our classifier. Its own start and the measuring don't count. The learning rates, which
-otherwise fall to zero, stay as they are: where they fall, a run can't be measured midway.
+Frechet distances of 10,000 samples to the test images, in the features of our classifier, after 10 and after 30 minutes of training. The
+learning rates, which otherwise fall to zero, stay as they are: where they fall, a run can't be measured midway.
 
-All of it takes some 14 hours. What is measured is added to dcgan.csv, beside this file, and not measured again: the table may be made in
-parts.
+The speed of a shared machine comes and goes by a third within minutes, so that rows measured one after the other would differ by its
+moods. A minute is therefore one in which the recipe as it is gets through SPEED images a second; how much faster or slower it is with a
+change, two runs tell that take turns of a second. A run then goes to the whole epochs around either time; the distance between these is
+read off the power law through them.
+
+All of it takes some 14 hours. What is measured is added to dcgan.csv and dcgan_speed.csv, beside this file, and not measured again. So
+the table may be made in parts, and the runs, all of them in fp32, on machines of any speed; but the speeds are those of one machine.
 
     python benchmarks/dcgan.py
     python benchmarks/dcgan.py --rows "as it is" --seeds 1 --minutes 2 4 --file trial.csv
@@ -14,12 +18,15 @@ parts.
 import copy
 import csv
 import itertools
+import math
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -41,9 +48,12 @@ from utils.shell import UserError, command_line, require_positive
 MEASURED = Path(__file__).with_suffix(".csv")
 SCRIPT = Path(__file__).parent.parent / "dcgan_cifar10.py"
 IMAGES = 50_000  # of CIFAR-10's
+SPEED = 271  # images a second: of the recipe as it is in its first run on two cores of an AMD EPYC without bf16 units
+TURNS = 60  # of a second, that either run has while their speeds are compared
+AS_IT_IS = "as it is"
 NOT_AVERAGED = "G's weights as they are, no average"  # which needs no run of its own
 ROWS: dict[str, list[str]] = {
-    "as it is": [],
+    AS_IT_IS: [],
     "no labels": ["--labels", "False"],
     "relativistic pairing loss": ["--loss", "relativistic"],
     "hinge loss": ["--loss", "hinge"],
@@ -60,11 +70,10 @@ ROWS: dict[str, list[str]] = {
 
 
 class Measured(NamedTuple):
-    """A line of the file: a run after so many minutes."""
+    """A line of dcgan.csv: a run after so many passes over the data."""
 
     row: str
     seed: int
-    minutes: float
     passes: float
     frechet: float
 
@@ -78,35 +87,71 @@ class Table:
     rows: tuple[str, ...] = tuple(ROWS)
     """Which changes."""
     minutes: tuple[float, ...] = (10, 30)
-    """Of training, after which a run is measured, one longer than the other."""
+    """Of training, after which the distances are told, each longer than the one before."""
     file: Path = MEASURED
-    """What is measured already, and where more is added."""
+    """What is measured already, after the same minutes, and where more is added; of the changes' speeds FILE_speed.csv."""
 
 
-def train_for(seconds: float, arguments: list[str], folder: Path) -> None:
-    """Lets the script train for so long, from its first step on, and stops it; RuntimeError with what it said where it ends before."""
-    said = folder / "said.txt"
-    with open(said, "w") as file, subprocess.Popen([sys.executable, SCRIPT, *arguments], stdout=file, stderr=file) as process:
-        until = None
-        while until is None or time.perf_counter() < until:
-            time.sleep(0.1)
-            if until is None and "loss D" in said.read_text():
-                until = time.perf_counter() + seconds
-            if process.poll() is not None:
-                raise RuntimeError(f"{SCRIPT.name} ended too early: {said.read_text()}")
-        process.send_signal(signal.SIGTERM)
-    if process.returncode != 128 + signal.SIGTERM:
-        raise RuntimeError(f"{SCRIPT.name} didn't save: {said.read_text()}")
+def command(row: str, folder: str) -> list[str]:
+    """Of a run of the script with a row's constants."""
+    return [sys.executable, str(SCRIPT), "--name", "run", "--root", folder, "--decay", "False", "--precision", "fp32", *ROWS[row]]
 
 
-def stopped(root: Path) -> tuple[float, nn.Module, nn.Module]:
-    """Of a run that was: its passes over CIFAR-10, its generator, and the one that plays, whose weights aren't averaged."""
-    weights = root / "models" / "run.safetensors"
-    _, config, result = sampler.load(weights)
+def relative_speed(row: str) -> float:
+    """A change's images a second over those of the recipe as it is: what either run gets done in its turns of a second."""
+    with tempfile.TemporaryDirectory() as folder:
+        one, other = str(Path(folder) / "changed"), str(Path(folder) / "as_it_is")
+        with halted(command(row, one), one) as changed, halted(command(AS_IT_IS, other), other) as as_it_is:
+            for _, run in itertools.product(range(TURNS), (changed, as_it_is)):
+                run.send_signal(signal.SIGCONT)
+                time.sleep(1)
+                run.send_signal(signal.SIGSTOP)
+        return images_seen(one) / images_seen(other)
+
+
+@contextmanager
+def halted(command: list[str], folder: str) -> Iterator[subprocess.Popen]:
+    """A run, halted after its first steps; in the end it goes on, is told to stop and saves. RuntimeError where it doesn't."""
+    said = Path(folder).with_suffix(".txt")
+    with open(said, "w") as file, subprocess.Popen(command, stdout=file, stderr=file) as run:
+        try:
+            while "loss D" not in said.read_text() and run.poll() is None:
+                time.sleep(0.1)
+            run.send_signal(signal.SIGSTOP)
+            yield run
+        finally:
+            run.send_signal(signal.SIGTERM)
+            run.send_signal(signal.SIGCONT)
+        if run.wait() != 128 + signal.SIGTERM:
+            raise RuntimeError(f"{' '.join(command)} didn't save: {said.read_text()}")
+
+
+def images_seen(folder: str) -> int:
+    """By a run so far."""
+    weights = Path(folder) / "models" / "run.safetensors"
+    return int(read_facts(weights)["iteration"]) * sampler.load(weights)[1].batch_size
+
+
+def measure(row: str, seed: int, passes: list[float], test: torch.Tensor) -> list[Measured]:
+    """One run at the whole epochs around so many passes; where it is the recipe as it is, of the player without the average too."""
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        for epoch in sorted({max(1, rounded(each)) for each in passes for rounded in (math.floor, math.ceil)}):
+            more = ["--seed", str(seed), "--epochs", str(epoch), *["--resume"] * bool(found)]
+            subprocess.run([*command(row, folder), *more], check=True, stdout=subprocess.DEVNULL)
+            named = (row, NOT_AVERAGED) if row == AS_IT_IS else (row,)
+            for name, generator in zip(named, generators(Path(folder)), strict=False):
+                found.append(Measured(name, seed, epoch, round(distance(generator, test), 3)))
+    return found
+
+
+def generators(root: Path) -> tuple[nn.Module, nn.Module]:
+    """A run's result, and the generator that plays, whose weights aren't averaged."""
+    _, _, result = sampler.load(root / "models" / "run.safetensors")
     player = copy.deepcopy(result)
     player.load_state_dict(torch.load(root / "outputs" / "run" / "checkpoint.pt", weights_only=True)["parts"]["player"])
     update_bn(sampler.latents(player, SETTLING, 0).split(500), player)  # as the average has them, so that the weights alone differ
-    return int(read_facts(weights)["iteration"]) * config.batch_size / IMAGES, result, player
+    return result, player
 
 
 def distance(generator: nn.Module, test: torch.Tensor) -> float:
@@ -114,33 +159,36 @@ def distance(generator: nn.Module, test: torch.Tensor) -> float:
     return fidelity(sampler.images(generator, sampler.latents(generator, len(test), 0)), test, "cifar10")["frechet"]
 
 
-def measure(row: str, seed: int, minutes: tuple[float, ...], test: torch.Tensor) -> list[Measured]:
-    """Trains one run; after so many minutes each, its distance, and where it is the recipe as it is, the player's too."""
-    found = []
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = ["--name", "run", "--root", folder, "--seed", str(seed), "--decay", "False", "--epochs", "100000", *ROWS[row]]
-        for done, until in itertools.pairwise((0, *minutes)):
-            train_for(60 * (until - done), arguments + ["--resume"] * (done > 0), Path(folder))
-            passes, *generators = stopped(Path(folder))
-            named = (row, NOT_AVERAGED) if row == "as it is" else (row,)
-            for name, generator in zip(named, generators, strict=False):
-                found.append(Measured(name, seed, until, round(passes, 2), round(distance(generator, test), 3)))
-    return found
+def between(run: list[Measured], passes: float) -> float:
+    """The distance after so many passes, by the power law through the two nearest measurements of a run."""
+    one, other = sorted(run, key=lambda each: abs(math.log(each.passes / passes)))[:2]
+    exponent = math.log(other.frechet / one.frechet) / math.log(other.passes / one.passes)
+    return one.frechet * (passes / one.passes) ** exponent
 
 
-def read(file: Path) -> list[Measured]:
-    """What is measured already."""
+def read(file: Path) -> list[list[str]]:
+    """The lines of what is measured already."""
     if not file.exists():
         return []
     with open(file, newline="") as lines:
-        return [Measured(row, int(seed), *map(float, numbers)) for row, seed, *numbers in list(csv.reader(lines))[1:]]
+        return list(csv.reader(lines))[1:]
 
 
-def add(found: list[Measured], file: Path) -> None:
+def read_measured(file: Path) -> list[Measured]:
+    """The runs of dcgan.csv."""
+    return [Measured(row, int(seed), float(passes), float(frechet)) for row, seed, passes, frechet in read(file)]
+
+
+def read_speeds(file: Path) -> dict[str, float]:
+    """Each row's speed, in units of the recipe's as it is: dcgan_speed.csv."""
+    return {AS_IT_IS: 1.0, NOT_AVERAGED: 1.0} | {row: float(relative) for row, relative in read(file)}
+
+
+def add(titles: tuple[str, ...], found: list[tuple], file: Path) -> None:
     """To what is measured already."""
     new = not file.exists()
     with open(file, "a", newline="") as lines:
-        csv.writer(lines).writerows([Measured._fields] * new + found)
+        csv.writer(lines).writerows([titles] * new + found)
 
 
 def main(table: Table) -> None:
@@ -150,24 +198,35 @@ def main(table: Table) -> None:
     if sorted({0, *table.minutes}) != [0, *table.minutes]:
         raise UserError(f"minutes are {table.minutes}, expected above zero and each longer than the one before: give --minutes 10 30")
     test = data.load("cifar10", 32, 3, train=False).images
+    speed_file = table.file.with_stem(f"{table.file.stem}_speed")
+    for row in table.rows:
+        if row not in read_speeds(speed_file):
+            add(("row", "relative"), [(row, round(relative_speed(row), 3))], speed_file)
+    speeds = read_speeds(speed_file)
     for seed, row in itertools.product(range(table.seeds), table.rows):
-        known = {one.minutes for one in read(table.file) if (one.row, one.seed) == (row, seed)}
-        if not known.issuperset(table.minutes):
-            found = measure(row, seed, table.minutes, test)
-            add([one for one in found if one.minutes not in known], table.file)
-    show(read(table.file), table.minutes)
+        if (row, seed) not in {(one.row, one.seed) for one in read_measured(table.file)}:
+            passes = [passes_in(minutes, speeds[row]) for minutes in table.minutes]
+            add(Measured._fields, measure(row, seed, passes, test), table.file)
+    show(read_measured(table.file), speeds, table.minutes)
 
 
-def show(measured: list[Measured], minutes: tuple[float, ...]) -> None:
-    """Prints the table: the distances, seed by seed, and what the data were passed over by the last of these minutes."""
-    titles = [f"after {each:g} minutes" for each in minutes]
-    print("| |", " | ".join(titles), "| passes over the data |")
+def passes_in(minutes: float, relative: float) -> float:
+    """Passes over the data in so many minutes."""
+    return 60 * minutes * SPEED * relative / IMAGES
+
+
+def show(measured: list[Measured], speeds: dict[str, float], minutes: tuple[float, ...]) -> None:
+    """Prints the table: the distances, seed by seed, and how often a row's runs pass over the data in all that time."""
+    runs: dict[str, dict[int, list[Measured]]] = defaultdict(lambda: defaultdict(list))
+    for one in sorted(measured):
+        runs[one.row][one.seed].append(one)
+    print("| |", " | ".join(f"after {each:g} minutes" for each in minutes), "| passes over the data |")
     print("|---" * (len(minutes) + 2) + "|")
-    for row in sorted({one.row for one in measured if one.minutes == minutes[-1]}, key=[*ROWS, NOT_AVERAGED].index):
-        ours = sorted(one for one in measured if one.row == row)
-        cells = [" ".join(f"{one.frechet:.2f}" for one in ours if one.minutes == each) for each in minutes]
-        passes = statistics.mean(one.passes for one in ours if one.minutes == minutes[-1])
-        print(f"| {row} |", " | ".join(cells), f"| {passes:.1f} |")
+    for row in sorted(runs, key=[*ROWS, NOT_AVERAGED].index):
+        passes = [passes_in(each, speeds[row]) for each in minutes]
+        cells = [" ".join(f"{between(run, each):.2f}" for run in runs[row].values()) for each in passes]
+        print(f"| {row} |", " | ".join(cells), f"| {passes[-1]:.1f} |")
+
 
 
 if __name__ == "__main__":

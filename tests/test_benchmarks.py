@@ -1,7 +1,9 @@
 """The benchmarks' arithmetic, on a few digits; their timings are for the machine that they run on."""
 
 import re
+import sys
 from itertools import islice
+from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -234,50 +236,93 @@ def test_the_ablation_measures_the_last_step_and_the_average(digits, monkeypatch
 
 @pytest.fixture
 def ablation(photo_folder, monkeypatch, tmp_path):
-    """Runs of benchmarks/dcgan.py that are a few steps long, whose distances are 1, 2 and so on: what is trained, what is measured, and
-    the table's rows."""
+    """Runs of benchmarks/dcgan.py that are a few steps long, whose distances are 1, 2 and so on, whose changes cost nothing, and whose
+    minutes are passes over the data: what is trained, what is measured, and the table's rows."""
     trained, measured = [], []
 
-    def train_for(seconds, arguments, folder):
-        trained.append((round(seconds), "--resume" in arguments))
-        small = {"data": str(photo_folder), "batch_size": 10, "base": 2, "average": 0.1, "epochs": len(trained), "device": "cpu"}
-        dcgan_cifar10.train(dcgan_cifar10.Config(name="run", root=str(folder), resume="--resume" in arguments, **small))
+    def run(words, **_):
+        row, root, *more = words
+        small = ["--data", str(photo_folder), "--batch-size", "10", "--base", "2", "--device", "cpu", "--name", "run", "--root", root]
+        trained.append((row, *more))
+        dcgan_cifar10.train(tyro.cli(dcgan_cifar10.Config, args=[*dcgan.ROWS[row], *more, *small]))
 
     def table(capsys, **constants):
-        dcgan.main(dcgan.Table(**{"seeds": 1, "minutes": (0.1, 0.3), "file": tmp_path / "measured.csv"} | constants))
+        dcgan.main(dcgan.Table(**{"seeds": 1, "minutes": (1.5, 4), "file": tmp_path / "measured.csv"} | constants))
         return cells("\n".join(line for line in capsys.readouterr().out.splitlines() if line.startswith("|")))  # beside what runs say
 
-    monkeypatch.setattr(dcgan, "train_for", train_for)
+    monkeypatch.setattr(dcgan, "command", lambda row, folder: [row, folder])
+    monkeypatch.setattr(dcgan.subprocess, "run", run)
     monkeypatch.setattr(dcgan, "distance", lambda generator, _: measured.append(generator) or float(len(measured)))
+    monkeypatch.setattr(dcgan, "relative_speed", lambda _: 1.0)
+    monkeypatch.setattr(dcgan, "IMAGES", dcgan.SPEED * 60)
     monkeypatch.setattr("utils.data.load_known", lambda *_: ImageSet(torch.zeros(1, 3, 32, 32, dtype=torch.uint8), None))
     return trained, measured, table
 
 
-def test_the_ablation_of_dcgan_measures_the_average_and_the_player_whenever_a_run_is_stopped(ablation, capsys, monkeypatch):
+def test_the_ablation_of_dcgan_measures_the_average_and_the_player_at_whole_epochs(ablation, capsys):
     trained, measured, table = ablation
-    monkeypatch.setattr(dcgan, "IMAGES", 100)  # an epoch of the folder's
-    assert table(capsys, rows=("as it is",)) == [["as it is", "1.00", "3.00", "2.0"], [dcgan.NOT_AVERAGED, "2.00", "4.00", "2.0"]]
-    assert trained == [(6, False), (12, True)]
-    average, player = measured[:2]
-    assert not torch.equal(average.layers[0].weight, player.layers[0].weight)
+    average, player = table(capsys, rows=("as it is",))
+    assert average == ["as it is", f"{1.5**1.585:.2f}", "5.00", "4.0"]  # of 1, 3 and 5 after 1, 2 and 4 passes: 3 is 2 ** 1.585
+    assert player == [dcgan.NOT_AVERAGED, "3.00", "6.00", "4.0"]  # of 2, 4 and 6
+    assert trained == [("as it is", "--seed", "0", "--epochs", epoch, *["--resume"] * (epoch > "1")) for epoch in "124"]
+    of_average, of_player = measured[:2]
+    assert not torch.equal(of_average.layers[0].weight, of_player.layers[0].weight)
+
+
+def test_a_slower_change_gets_fewer_passes(ablation, capsys, monkeypatch):
+    trained, _, table = ablation
+    monkeypatch.setattr(dcgan, "relative_speed", lambda _: 0.5)
+    ((*_, passes),) = table(capsys, rows=("gradient penalty",))
+    assert passes == "2.0"
+    assert [epoch for _, _, _, _, epoch, *_ in trained] == ["1", "2"]  # for 0.75 and 2
+
+
+COUNTS = """
+import pathlib, signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: pathlib.Path(sys.argv[1]).write_text(str(count)) and sys.exit(143))
+count = 0
+print("loss D", flush=True)
+while True:
+    time.sleep(0.01)
+    count += int(sys.argv[2])
+"""
+
+
+def test_speeds_are_compared_in_turns(monkeypatch):
+    seen = []
+    monkeypatch.setattr(dcgan, "TURNS", 2)
+    monkeypatch.setattr(dcgan, "command", lambda row, folder: [sys.executable, "-c", COUNTS, folder, "3" if row == "no flips" else "1"])
+    monkeypatch.setattr(dcgan, "images_seen", lambda folder: seen.append(int(Path(folder).read_text())) or seen[-1])
+    assert dcgan.relative_speed("no flips") == pytest.approx(3, rel=0.3)
+    assert seen[1] < 350  # at most 100 a second in two turns, with what it did before; while the other had its own, nothing
+    monkeypatch.setattr(dcgan, "command", lambda *_: [sys.executable, "-c", "print('no such folder')"])
+    with pytest.raises(RuntimeError, match="didn't save: no such folder"):
+        dcgan.relative_speed("no flips")
+
+
+def test_the_images_seen_are_those_of_all_steps(ablation, tmp_path):
+    dcgan.subprocess.run(["no flips", str(tmp_path), "--epochs", "2"])
+    assert dcgan.images_seen(str(tmp_path)) == 200
 
 
 @pytest.mark.parametrize("row", dcgan.ROWS)
 def test_each_row_of_dcgans_ablation_is_another_run_whose_command_makes_it_again(row):
+    assert tyro.cli(dcgan_cifar10.Config, args=dcgan.command(row, "here")[2:]).root == "here"
     config = tyro.cli(dcgan_cifar10.Config, args=dcgan.ROWS[row])
     assert (config == dcgan_cifar10.Config()) == (row == "as it is")
     assert tyro.cli(dcgan_cifar10.Config, args=score.command(dcgan_cifar10, config).split()[2:]) == config
 
 
-def test_the_ablation_of_dcgan_measures_nothing_twice(ablation, capsys):
+def test_the_ablation_of_dcgan_measures_nothing_twice(ablation, capsys, monkeypatch):
     trained, _, table = ablation
-    table(capsys, rows=("no flips",))
+    table(capsys, rows=("no flips",), minutes=(1, 2))
     del trained[:]
-    rows = table(capsys, rows=("hinge loss", "no flips"))
-    assert [row[:3] for row in rows] == [["hinge loss", "3.00", "4.00"], ["no flips", "1.00", "2.00"]]
-    assert len(trained) == 2
-    rows = table(capsys, rows=("no flips",), seeds=2)
-    assert [row[:3] for row in rows] == [["hinge loss", "3.00", "4.00"], ["no flips", "1.00 5.00", "2.00 6.00"]]
+    monkeypatch.setattr(dcgan, "relative_speed", lambda row: {"hinge loss": 1.0}[row])
+    rows = table(capsys, rows=("hinge loss", "no flips"), minutes=(1, 2))
+    assert rows == [["hinge loss", "3.00", "4.00", "2.0"], ["no flips", "1.00", "2.00", "2.0"]]
+    assert [row for row, *_ in trained] == ["hinge loss"] * 2
+    rows = table(capsys, rows=("no flips",), minutes=(1, 2), seeds=2)
+    assert rows == [["hinge loss", "3.00", "4.00", "2.0"], ["no flips", "1.00 5.00", "2.00 6.00", "2.0"]]
     with pytest.raises(normal.UserError, match="each longer than the one before"):
         table(capsys, minutes=(3, 1))
 
