@@ -3,16 +3,16 @@
 Frechet distances of 10,000 samples to the test images, in the features of our classifier, after 10 and after 30 minutes of training. The
 learning rates, which otherwise fall to zero, stay as they are: where they fall, a run can't be measured midway.
 
-The speed of a shared machine comes and goes by a third within minutes, so that rows measured one after the other would differ by its
-moods. A minute is therefore one in which the recipe as it is gets through SPEED images a second; how much faster or slower it is with a
-change, two runs tell that take turns of a second. A run then goes to the whole epochs around either time; the distance between these is
-read off the power law through them.
+The speed of a shared machine comes and goes by a third within minutes, so that runs by the clock would differ by its moods. A minute here
+is 60 x 271 images of the recipe as it is (SPEED), and of a change that makes it 10% slower, 10% fewer; what it makes is measured by two
+runs that take turns of a second. Each run is measured after whole epochs. Between two of them, the logarithm of the distance is taken as
+a straight line over the logarithm of the passes.
 
-All of it takes some 14 hours. What is measured is added to dcgan.csv and dcgan_speed.csv, beside this file, and not measured again. So
+All of it takes some 15 hours. What is measured is added to dcgan.csv and dcgan_speed.csv, beside this file, and not measured again. So
 the table may be made in parts, and the runs, all of them in fp32, on machines of any speed; but the speeds are those of one machine.
 
     python benchmarks/dcgan.py
-    python benchmarks/dcgan.py --rows "as it is" --seeds 1 --minutes 2 4 --file trial.csv
+    python benchmarks/dcgan.py --rows "as it is" --seeds 1 --minutes 4 8 --file trial.csv
 """
 
 import copy
@@ -29,7 +29,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 import tyro
@@ -50,6 +49,7 @@ SCRIPT = Path(__file__).parent.parent / "dcgan_cifar10.py"
 IMAGES = 50_000  # of CIFAR-10's
 SPEED = 271  # images a second: of the recipe as it is in its first run on two cores of an AMD EPYC without bf16 units
 TURNS = 60  # of a second, that either run has while their speeds are compared
+TITLES = "row", "seed", "passes", "frechet"  # of dcgan.csv
 AS_IT_IS = "as it is"
 NOT_AVERAGED = "G's weights as they are, no average"  # which needs no run of its own
 ROWS: dict[str, list[str]] = {
@@ -69,15 +69,6 @@ ROWS: dict[str, list[str]] = {
 }
 
 
-class Measured(NamedTuple):
-    """A line of dcgan.csv: a run after so many passes over the data."""
-
-    row: str
-    seed: int
-    passes: float
-    frechet: float
-
-
 @dataclass
 class Table:
     """Train the modern recipe with one change at a time and print the Frechet distances."""
@@ -87,14 +78,15 @@ class Table:
     rows: tuple[str, ...] = tuple(ROWS)
     """Which changes."""
     minutes: tuple[float, ...] = (10, 30)
-    """Of training, after which the distances are told, each longer than the one before."""
+    """Of training, after which the distances are told."""
     file: Path = MEASURED
-    """What is measured already, after the same minutes, and where more is added; of the changes' speeds FILE_speed.csv."""
+    """What is measured already, and where more is added; of the changes' speeds FILE_speed.csv."""
 
 
 def command(row: str, folder: str) -> list[str]:
     """Of a run of the script with a row's constants."""
-    return [sys.executable, str(SCRIPT), "--name", "run", "--root", folder, "--decay", "False", "--precision", "fp32", *ROWS[row]]
+    always = ["--name", "run", "--root", folder, "--device", "cpu", "--precision", "fp32", "--decay", "False"]
+    return [sys.executable, str(SCRIPT), *always, *ROWS[row]]
 
 
 def relative_speed(row: str) -> float:
@@ -115,55 +107,60 @@ def halted(command: list[str], folder: str) -> Iterator[subprocess.Popen]:
     said = Path(folder).with_suffix(".txt")
     with open(said, "w") as file, subprocess.Popen(command, stdout=file, stderr=file) as run:
         try:
-            while "loss D" not in said.read_text() and run.poll() is None:
+            while run.poll() is None and "loss D" not in said.read_text():
                 time.sleep(0.1)
             run.send_signal(signal.SIGSTOP)
-            yield run
+            if run.poll() is None:
+                yield run
         finally:
             run.send_signal(signal.SIGTERM)
             run.send_signal(signal.SIGCONT)
-        if run.wait() != 128 + signal.SIGTERM:
+            status = run.wait()
+        if status != 128 + signal.SIGTERM:
             raise RuntimeError(f"{' '.join(command)} didn't save: {said.read_text()}")
 
 
 def images_seen(folder: str) -> int:
-    """By a run so far."""
+    """By a run so far; of those up to two steps' are from before its first turn and after its last."""
     weights = Path(folder) / "models" / "run.safetensors"
     return int(read_facts(weights)["iteration"]) * sampler.load(weights)[1].batch_size
 
 
-def measure(row: str, seed: int, passes: list[float], test: torch.Tensor) -> list[Measured]:
+def measure(row: str, seed: int, passes: list[float], test: torch.Tensor) -> list[tuple]:
     """One run at the whole epochs around so many passes; where it is the recipe as it is, of the player without the average too."""
     found = []
     with tempfile.TemporaryDirectory() as folder:
-        for epoch in sorted({max(1, rounded(each)) for each in passes for rounded in (math.floor, math.ceil)}):
+        for epoch in sorted({rounded(each) for each in passes for rounded in (math.floor, math.ceil)}):
             more = ["--seed", str(seed), "--epochs", str(epoch), *["--resume"] * bool(found)]
             subprocess.run([*command(row, folder), *more], check=True, stdout=subprocess.DEVNULL)
-            named = (row, NOT_AVERAGED) if row == AS_IT_IS else (row,)
-            for name, generator in zip(named, generators(Path(folder)), strict=False):
-                found.append(Measured(name, seed, epoch, round(distance(generator, test), 3)))
+            _, _, result = sampler.load(Path(folder) / "models" / "run.safetensors")
+            found.append((row, seed, epoch, distance(result, test)))
+            if row == AS_IT_IS:
+                found.append((NOT_AVERAGED, seed, epoch, distance(player(result, Path(folder)), test)))
     return found
 
 
-def generators(root: Path) -> tuple[nn.Module, nn.Module]:
-    """A run's result, and the generator that plays, whose weights aren't averaged."""
-    _, _, result = sampler.load(root / "models" / "run.safetensors")
-    player = copy.deepcopy(result)
-    player.load_state_dict(torch.load(root / "outputs" / "run" / "checkpoint.pt", weights_only=True)["parts"]["player"])
-    update_bn(sampler.latents(player, SETTLING, 0).split(500), player)  # as the average has them, so that the weights alone differ
-    return result, player
+def player(result: nn.Module, root: Path) -> nn.Module:
+    """The generator of a run that plays, whose weights aren't averaged; with a batch norm as of the result, so that they alone differ."""
+    played = copy.deepcopy(result)
+    played.load_state_dict(torch.load(root / "outputs" / "run" / "checkpoint.pt", weights_only=True)["parts"]["player"])
+    update_bn(sampler.latents(played, SETTLING, 0).split(500), played)
+    return played
 
 
 def distance(generator: nn.Module, test: torch.Tensor) -> float:
     """The Frechet distance of as many samples as there are test images to these."""
-    return fidelity(sampler.images(generator, sampler.latents(generator, len(test), 0)), test, "cifar10")["frechet"]
+    return round(fidelity(sampler.images(generator, sampler.latents(generator, len(test), 0)), test, "cifar10")["frechet"], 3)
 
 
-def between(run: list[Measured], passes: float) -> float:
-    """The distance after so many passes, by the power law through the two nearest measurements of a run."""
-    one, other = sorted(run, key=lambda each: abs(math.log(each.passes / passes)))[:2]
-    exponent = math.log(other.frechet / one.frechet) / math.log(other.passes / one.passes)
-    return one.frechet * (passes / one.passes) ** exponent
+def between(run: dict[float, float], passes: float) -> float | None:
+    """A run's distance after so many passes, from its distances after others; None where these aren't on both sides."""
+    below = max((each for each in run if each <= passes), default=None)
+    above = min((each for each in run if each >= passes), default=None)
+    if below is None or above is None:
+        return None
+    share = math.log(passes / below) / math.log(above / below) if below < above else 0
+    return run[below] ** (1 - share) * run[above] ** share
 
 
 def read(file: Path) -> list[list[str]]:
@@ -174,9 +171,12 @@ def read(file: Path) -> list[list[str]]:
         return list(csv.reader(lines))[1:]
 
 
-def read_measured(file: Path) -> list[Measured]:
-    """The runs of dcgan.csv."""
-    return [Measured(row, int(seed), float(passes), float(frechet)) for row, seed, passes, frechet in read(file)]
+def read_runs(file: Path) -> dict[tuple[str, int], dict[float, float]]:
+    """Of each row and seed in dcgan.csv the distances, by the passes."""
+    runs = defaultdict(dict)
+    for row, seed, passes, frechet in read(file):
+        runs[row, int(seed)][float(passes)] = float(frechet)
+    return runs
 
 
 def read_speeds(file: Path) -> dict[str, float]:
@@ -203,11 +203,14 @@ def main(table: Table) -> None:
         if row not in read_speeds(speed_file):
             add(("row", "relative"), [(row, round(relative_speed(row), 3))], speed_file)
     speeds = read_speeds(speed_file)
+    wanted = {row: [passes_in(each, speeds[row]) for each in table.minutes] for row in table.rows}
+    for row, (first, *_) in wanted.items():
+        if first < 1:
+            raise UserError(f"'{row}' has no whole epoch in {table.minutes[0]:g} minutes: give longer --minutes or other --rows")
     for seed, row in itertools.product(range(table.seeds), table.rows):
-        if (row, seed) not in {(one.row, one.seed) for one in read_measured(table.file)}:
-            passes = [passes_in(minutes, speeds[row]) for minutes in table.minutes]
-            add(Measured._fields, measure(row, seed, passes, test), table.file)
-    show(read_measured(table.file), speeds, table.minutes)
+        if None in [between(read_runs(table.file)[row, seed], each) for each in wanted[row]]:
+            add(TITLES, measure(row, seed, wanted[row], test), table.file)
+    show(read_runs(table.file), speeds, table.minutes)
 
 
 def passes_in(minutes: float, relative: float) -> float:
@@ -215,19 +218,18 @@ def passes_in(minutes: float, relative: float) -> float:
     return 60 * minutes * SPEED * relative / IMAGES
 
 
-def show(measured: list[Measured], speeds: dict[str, float], minutes: tuple[float, ...]) -> None:
-    """Prints the table: the distances, seed by seed, and how often a row's runs pass over the data in all that time."""
-    runs: dict[str, dict[int, list[Measured]]] = defaultdict(lambda: defaultdict(list))
-    for one in sorted(measured):
-        runs[one.row][one.seed].append(one)
-    print("| |", " | ".join(f"after {each:g} minutes" for each in minutes), "| passes over the data |")
+def show(runs: dict[tuple[str, int], dict[float, float]], speeds: dict[str, float], minutes: tuple[float, ...]) -> None:
+    """Prints the table: the distances, seed by seed, and the passes over the data in the last of the minutes."""
+    print("| |", " | ".join(f"after {each:g} minutes" for each in minutes), f"| passes in {minutes[-1]:g} minutes |")
     print("|---" * (len(minutes) + 2) + "|")
-    for row in sorted(runs, key=[*ROWS, NOT_AVERAGED].index):
+    measured, seeds = {row for row, _ in runs}, sorted({seed for _, seed in runs})
+    for row in [each for each in (*ROWS, NOT_AVERAGED) if each in measured and each in speeds]:
         passes = [passes_in(each, speeds[row]) for each in minutes]
-        cells = [" ".join(f"{between(run, each):.2f}" for run in runs[row].values()) for each in passes]
+        found = [[between(runs.get((row, seed), {}), each) for seed in seeds] for each in passes]
+        cells = [" ".join("-" if each is None else f"{each:.2f}" for each in column) for column in found]
         print(f"| {row} |", " | ".join(cells), f"| {passes[-1]:.1f} |")
 
 
-
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # not without ending its runs
     command_line(lambda: main(tyro.cli(Table)))

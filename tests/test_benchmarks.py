@@ -1,9 +1,12 @@
 """The benchmarks' arithmetic, on a few digits; their timings are for the machine that they run on."""
 
 import re
+import signal
 import sys
+import time
+from contextlib import contextmanager
 from itertools import islice
-from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import pytest
@@ -262,42 +265,72 @@ def ablation(photo_folder, monkeypatch, tmp_path):
 def test_the_ablation_of_dcgan_measures_the_average_and_the_player_at_whole_epochs(ablation, capsys):
     trained, measured, table = ablation
     average, player = table(capsys, rows=("as it is",))
-    assert average == ["as it is", f"{1.5**1.585:.2f}", "5.00", "4.0"]  # of 1, 3 and 5 after 1, 2 and 4 passes: 3 is 2 ** 1.585
+    assert average == ["as it is", f"{1.5**1.585:.2f}", "5.00", "4.0"]  # of 1, 3 and 5 after 1, 2 and 4 passes: 2 ** 1.585 is 3
     assert player == [dcgan.NOT_AVERAGED, "3.00", "6.00", "4.0"]  # of 2, 4 and 6
     assert trained == [("as it is", "--seed", "0", "--epochs", epoch, *["--resume"] * (epoch > "1")) for epoch in "124"]
     of_average, of_player = measured[:2]
     assert not torch.equal(of_average.layers[0].weight, of_player.layers[0].weight)
 
 
+def test_the_player_has_the_weights_that_play_and_a_batch_norm_of_its_own(ablation, tmp_path):
+    dcgan.subprocess.run(["as it is", str(tmp_path), "--epochs", "1"])
+    _, _, result = sampler.load(tmp_path / "models" / "run.safetensors")
+    played = dcgan.player(result, tmp_path).state_dict()
+    saved = torch.load(tmp_path / "outputs" / "run" / "checkpoint.pt", weights_only=True)["parts"]["player"]
+    assert torch.equal(played["layers.0.weight"], saved["layers.0.weight"])
+    assert not torch.equal(played["layers.2.running_mean"], saved["layers.2.running_mean"])
+
+
 def test_a_slower_change_gets_fewer_passes(ablation, capsys, monkeypatch):
     trained, _, table = ablation
-    monkeypatch.setattr(dcgan, "relative_speed", lambda _: 0.5)
-    ((*_, passes),) = table(capsys, rows=("gradient penalty",))
-    assert passes == "2.0"
-    assert [epoch for _, _, _, _, epoch, *_ in trained] == ["1", "2"]  # for 0.75 and 2
-
-
-COUNTS = """
-import pathlib, signal, sys, time
-signal.signal(signal.SIGTERM, lambda *_: pathlib.Path(sys.argv[1]).write_text(str(count)) and sys.exit(143))
-count = 0
-print("loss D", flush=True)
-while True:
-    time.sleep(0.01)
-    count += int(sys.argv[2])
-"""
+    monkeypatch.setattr(dcgan, "relative_speed", lambda _: 0.8)
+    assert table(capsys, rows=("gradient penalty",)) == [["gradient penalty", "1.20", "3.20", "3.2"]]
+    assert [epoch for _, _, _, _, epoch, *_ in trained] == ["1", "2", "3", "4"]  # for 1.2 and 3.2
+    with pytest.raises(normal.UserError, match="'gradient penalty' has no whole epoch in 1 minutes: give longer"):
+        table(capsys, rows=("gradient penalty",), minutes=(1,))
 
 
 def test_speeds_are_compared_in_turns(monkeypatch):
-    seen = []
+    told = []
+
+    @contextmanager
+    def halted(command, folder):
+        yield SimpleNamespace(send_signal=lambda number: told.append((folder.rsplit("/")[-1], number)))
+
     monkeypatch.setattr(dcgan, "TURNS", 2)
-    monkeypatch.setattr(dcgan, "command", lambda row, folder: [sys.executable, "-c", COUNTS, folder, "3" if row == "no flips" else "1"])
-    monkeypatch.setattr(dcgan, "images_seen", lambda folder: seen.append(int(Path(folder).read_text())) or seen[-1])
-    assert dcgan.relative_speed("no flips") == pytest.approx(3, rel=0.3)
-    assert seen[1] < 350  # at most 100 a second in two turns, with what it did before; while the other had its own, nothing
-    monkeypatch.setattr(dcgan, "command", lambda *_: [sys.executable, "-c", "print('no such folder')"])
-    with pytest.raises(RuntimeError, match="didn't save: no such folder"):
-        dcgan.relative_speed("no flips")
+    monkeypatch.setattr(dcgan.time, "sleep", lambda seconds: told.append(seconds))
+    monkeypatch.setattr(dcgan, "halted", halted)
+    monkeypatch.setattr(dcgan, "images_seen", lambda folder: 300 if folder.endswith("changed") else 200)
+    assert dcgan.relative_speed("no flips") == 1.5
+    turn = [[(name, signal.SIGCONT), 1, (name, signal.SIGSTOP)] for name in ("changed", "as_it_is")]
+    assert told == [*turn[0], *turn[1]] * 2
+
+
+CLOCK = """
+import pathlib, signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+print("loss D", flush=True)
+while True:
+    time.sleep(0.01)
+    pathlib.Path(sys.argv[1]).write_text(str(time.time()))
+"""
+
+
+def test_a_halted_run_does_nothing_and_has_to_save_in_the_end(tmp_path):
+    clock, folder = tmp_path / "clock", str(tmp_path / "run")
+    with dcgan.halted([sys.executable, "-c", CLOCK, str(clock)], folder) as run:
+        while not clock.exists() or not clock.read_text():
+            run.send_signal(signal.SIGCONT)
+            time.sleep(0.1)
+            run.send_signal(signal.SIGSTOP)
+        time.sleep(0.1)  # a signal needs a moment
+        before = clock.read_text()
+        time.sleep(0.2)
+        assert clock.read_text() == before
+    assert run.returncode == 143
+    fails = dcgan.halted([sys.executable, "-c", "print('no such folder')"], folder)
+    with pytest.raises(RuntimeError, match="didn't save: no such folder"), fails:
+        pass
 
 
 def test_the_images_seen_are_those_of_all_steps(ablation, tmp_path):
@@ -307,7 +340,8 @@ def test_the_images_seen_are_those_of_all_steps(ablation, tmp_path):
 
 @pytest.mark.parametrize("row", dcgan.ROWS)
 def test_each_row_of_dcgans_ablation_is_another_run_whose_command_makes_it_again(row):
-    assert tyro.cli(dcgan_cifar10.Config, args=dcgan.command(row, "here")[2:]).root == "here"
+    ours = tyro.cli(dcgan_cifar10.Config, args=dcgan.command(row, "here")[2:])
+    assert (ours.root, ours.device, ours.precision, ours.decay) == ("here", "cpu", "fp32", False)
     config = tyro.cli(dcgan_cifar10.Config, args=dcgan.ROWS[row])
     assert (config == dcgan_cifar10.Config()) == (row == "as it is")
     assert tyro.cli(dcgan_cifar10.Config, args=score.command(dcgan_cifar10, config).split()[2:]) == config
@@ -322,7 +356,11 @@ def test_the_ablation_of_dcgan_measures_nothing_twice(ablation, capsys, monkeypa
     assert rows == [["hinge loss", "3.00", "4.00", "2.0"], ["no flips", "1.00", "2.00", "2.0"]]
     assert [row for row, *_ in trained] == ["hinge loss"] * 2
     rows = table(capsys, rows=("no flips",), minutes=(1, 2), seeds=2)
-    assert rows == [["hinge loss", "3.00", "4.00", "2.0"], ["no flips", "1.00 5.00", "2.00 6.00", "2.0"]]
+    assert rows == [["hinge loss", "3.00 -", "4.00 -", "2.0"], ["no flips", "1.00 5.00", "2.00 6.00", "2.0"]]
+    del trained[:]
+    rows = table(capsys, rows=("hinge loss",), minutes=(1, 3))  # of which it hasn't the latter
+    assert rows == [["hinge loss", "7.00 -", "8.00 -", "3.0"], ["no flips", "1.00 5.00", "- -", "3.0"]]
+    assert [epoch for _, _, _, _, epoch, *_ in trained] == ["1", "3"]
     with pytest.raises(normal.UserError, match="each longer than the one before"):
         table(capsys, minutes=(3, 1))
 
