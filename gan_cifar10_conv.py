@@ -107,8 +107,8 @@ class Generator(nn.Module):
         super().__init__()
         norm = nn.BatchNorm1d if batch_norm else nn.Identity
         self.layers = nn.Sequential(
-            nn.Linear(NOISE, hidden), norm(hidden), nn.ReLU(),
-            nn.Linear(hidden, maps * 10 * 10), norm(maps * 10 * 10), nn.Sigmoid(),
+            nn.Linear(NOISE, hidden, bias=not batch_norm), norm(hidden), nn.ReLU(),
+            nn.Linear(hidden, maps * 10 * 10, bias=not batch_norm), norm(maps * 10 * 10), nn.Sigmoid(),
             nn.Unflatten(1, (maps, 10, 10)),
             ConvTranspose2d(maps, 3, 5, stride=3, bias=False),  # 3 x 32 x 32
         )
