@@ -97,7 +97,7 @@ def save_curves(metrics: Path, panels: dict[str, dict[str, str]], marks: dict[st
                 axes.axhline(value, color=line.get_color(), linestyle=":", label=name)
         axes.set(title=title, xlabel="epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.legend(frameon=False)
+        axes.legend(edgecolor="none")  # on white: a dotted line may go behind it
         axes.spines[["top", "right"]].set_visible(False)
     with replacing(path) as part:
         figure.savefig(part, dpi=120)
