@@ -9,8 +9,8 @@ runs that take turns of a second. Each run is measured after whole epochs. Betwe
 a straight line over the logarithm of the passes.
 
 All of it takes some 15 hours. What is measured is added to dcgan.csv and dcgan_speed.csv, beside this file, and not measured again. So
-the table may be made in parts, and the runs, all of them in fp32, on machines of any speed, or with OMP_NUM_THREADS=1 beside each other,
-which gets a fifth more done on two cores; but the speeds are those of one machine.
+the table may be made in parts, and the runs, all of them in fp32, on machines of any speed, or with OMP_NUM_THREADS=1 beside each other;
+but the speeds are those of one machine.
 
     python benchmarks/dcgan.py
     python benchmarks/dcgan.py --rows "as it is" --seeds 1 --minutes 4 8 --file trial.csv

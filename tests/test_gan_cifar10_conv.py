@@ -41,7 +41,7 @@ def test_the_players_are_as_large_as_the_papers():
     # two pieces each: 8 x 8 from 3 to 32, 8 x 8 from 32 to 32, 5 x 5 from 32 to 192; five pieces: 4800 to 500; 500 to 1
     weights_d = (3 * 64 + 1) * 64 + (32 * 64 + 1) * 64 + (32 * 25 + 1) * 384 + (192 * 5 * 5 + 1) * 2500 + 501
     assert sum(weight.numel() for weight in papers.parameters()) == weights_g
-    assert sum(weight.numel() for weight in generator.parameters()) == weights_g + 2 * 8000  # a scale for each unit; the norm's shift is its bias
+    assert sum(weight.numel() for weight in generator.parameters()) == weights_g + 2 * 8000  # a scale a unit; its bias is the norm's shift
     assert sum(weight.numel() for weight in discriminator.parameters()) == weights_d
     assert [layer.p for layer in discriminator.modules() if isinstance(layer, Dropout)] == [0.2, 0.5, 0.5, 0.5, 0.5]
 
