@@ -31,9 +31,9 @@ from torch.optim import Adam
 from torch.optim.swa_utils import update_bn
 
 from utils.average import add_to_average
-from utils.convolution import Conv2d, ConvTranspose2d, no_weight_gradients
 from utils.device import widen
 from utils.known import KNOWN
+from utils.layers import Conv2d, ConvTranspose2d, Flatten, Unflatten, no_weight_gradients
 from utils.run import Run
 from utils.shell import UserError, command_line, require_not_negative, require_positive, require_share
 
@@ -139,7 +139,7 @@ class Generator(nn.Module):
         self.classes = classes
         wide, norm = 4 * base, partial(ClassNorm, classes=classes) if classes else nn.BatchNorm2d
         self.layers = nn.Sequential(
-            nn.Linear(NOISE, wide * 4 * 4, bias=False), nn.Unflatten(1, (wide, 4, 4)), norm(wide), nn.ReLU(True),            # 512 x 4 x 4
+            nn.Linear(NOISE, wide * 4 * 4, bias=False), Unflatten(1, (wide, 4, 4)), norm(wide), nn.ReLU(True),               # 512 x 4 x 4
             ConvTranspose2d(wide, wide // 2, 4, stride=2, padding=1, bias=False), norm(wide // 2), nn.ReLU(True),            # 256 x 8 x 8
             ConvTranspose2d(wide // 2, base, 4, stride=2, padding=1, bias=False), norm(base), nn.ReLU(True),                 # 128 x 16 x 16
             ConvTranspose2d(base, 3, 4, stride=2, padding=1),                                                                # 3 x 32 x 32
@@ -176,7 +176,7 @@ class Discriminator(nn.Module):
             Conv2d(3, base, 4, stride=2, padding=1), nn.LeakyReLU(0.2, True),                                                # 128 x 16 x 16
             Conv2d(base, 2 * base, 4, stride=2, padding=1, bias=not batch_norm), norm(2 * base), nn.LeakyReLU(0.2, True),    # 256 x 8 x 8
             Conv2d(2 * base, 4 * base, 4, stride=2, padding=1, bias=not batch_norm), norm(4 * base), nn.LeakyReLU(0.2, True),  # 512 x 4 x 4
-            nn.Flatten(), nn.Linear(4 * base * 4 * 4, 1 + 2 * classes),
+            Flatten(), nn.Linear(4 * base * 4 * 4, 1 + 2 * classes),
         )  # fmt: skip
         normal_weights(self)
         if spectral:

@@ -33,8 +33,8 @@ from torch.optim import SGD, Adam, Optimizer
 from torch.optim.swa_utils import update_bn
 
 from utils.average import add_to_average
-from utils.convolution import Columns, ConvTranspose2d
 from utils.device import Dropout, widen
+from utils.layers import Columns, ConvTranspose2d, HugeLinear
 from utils.run import Run
 from utils.shell import UserError, command_line, require_positive, require_share
 
@@ -70,7 +70,7 @@ class Config:
     """Of the discriminator's first two layers; the third has six times as many."""
     units: int = 500
     """Of its last hidden layer."""
-    epochs: int = 3
+    epochs: int = 18
     """Passes over the training images."""
     data: str = "cifar10"
     """cifar10, mnist, fashion-mnist, or the path of a folder with images; all become 32 x 32 and coloured."""
@@ -108,7 +108,7 @@ class Generator(nn.Module):
         norm = nn.BatchNorm1d if batch_norm else nn.Identity
         self.layers = nn.Sequential(
             nn.Linear(NOISE, hidden, bias=not batch_norm), norm(hidden), nn.ReLU(),
-            nn.Linear(hidden, maps * 10 * 10, bias=not batch_norm), norm(maps * 10 * 10), nn.Sigmoid(),
+            HugeLinear(hidden, maps * 10 * 10, bias=not batch_norm), norm(maps * 10 * 10), nn.Sigmoid(),
             nn.Unflatten(1, (maps, 10, 10)),
             ConvTranspose2d(maps, 3, 5, stride=3, bias=False),  # 3 x 32 x 32
         )

@@ -20,8 +20,8 @@ from gan_cifar10_conv import (
     move_at_once,
     paper_schedule,
 )
-from utils.convolution import Columns
 from utils.device import Dropout
+from utils.layers import Columns
 from utils.shell import UserError
 
 SMALL = {"hidden": 16, "maps": 4}

@@ -36,8 +36,9 @@ def save_generator(path: str | Path, generator: nn.Module, experiment: str, conf
     for name, value in generator.state_dict().items():
         weights[name] = value.cpu().contiguous()
         if value.ndim == 2 and value.numel() > HUGE:
-            weights[name + ROWS] = weights[name].abs().amax(1, keepdim=True).clamp_min(1e-30) / 127
-            weights[name] = (weights[name] / weights[name + ROWS]).round().to(torch.int8)
+            least, largest = weights[name].aminmax(dim=1, keepdim=True)
+            weights[name + ROWS] = torch.maximum(-least, largest).clamp_min(1e-30) / 127
+            weights[name] = (weights[name] / weights[name + ROWS]).round_().to(torch.int8)
         elif value.is_floating_point() and value.numel() > LARGE:
             weights[name] = weights[name].half()
     with replacing(path) as part:

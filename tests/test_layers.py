@@ -1,10 +1,10 @@
-"""The convolutions of utils/convolution.py against PyTorch's own in float64."""
+"""The layers of utils/layers.py against PyTorch's own in float64."""
 
 import pytest
 import torch
 from torch import nn
 
-from utils.convolution import Conv2d, ConvTranspose2d, no_weight_gradients
+from utils.layers import Conv2d, ConvTranspose2d, Flatten, HugeLinear, Unflatten, no_weight_gradients
 
 LAYERS = [  # ours, PyTorch's, what both are made with
     (Conv2d, nn.Conv2d, (6, 8, 4, 2, 1)),
@@ -34,14 +34,36 @@ def assert_close(found, expected):
     assert (found.double() - expected).norm() < 2 * SHORT * expected.norm()
 
 
-def images(channels):
-    return torch.randn(5, channels, 8, 8).bfloat16().float().requires_grad_()
+def images(channels, side=8):
+    return torch.randn(5, channels, side, side).bfloat16().float().requires_grad_()
 
 
+@pytest.mark.parametrize("side", [8, 12])  # pixels: a stride of 2 makes 4 of them, and more
 @pytest.mark.parametrize(("ours", "theirs", "shape"), LAYERS)
-def test_the_output_and_all_gradients_are_pytorchs(ours, theirs, shape):
-    layer, reference = pair(ours, theirs, shape)
-    x = images(shape[0])
+def test_the_output_and_all_gradients_are_pytorchs(ours, theirs, shape, side):
+    assert_as_pytorchs(*pair(ours, theirs, shape), images(shape[0], side))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_huge_ones_too_where_the_last_rows_are_fewer(bias):
+    x = torch.randn(7, 40).bfloat16().float().requires_grad_()
+    assert_as_pytorchs(*pair(HugeLinear, nn.Linear, (40, 1100, bias)), x)
+
+
+def test_flattening_keeps_the_layout_of_pixels_both_ways():
+    x = images(6).contiguous(memory_format=torch.channels_last)
+    flat = Flatten()(x * 1)  # whose gradient comes out in the layout that it gets
+    assert torch.equal(flat, nn.Flatten()(x))
+    pull = torch.randn_like(flat)
+    (found,) = torch.autograd.grad(flat, x, pull)
+    assert torch.equal(found, pull.view(5, 6, 8, 8))
+    again = Unflatten(1, (6, 8, 8))(flat)
+    assert torch.equal(again, x)
+    for image in (found, again):
+        assert image.is_contiguous(memory_format=torch.channels_last)
+
+
+def assert_as_pytorchs(layer, reference, x):
     with torch.autocast("cpu", torch.bfloat16):
         y = layer(x)
     exact = x.detach().double().requires_grad_()

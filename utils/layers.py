@@ -1,4 +1,4 @@
-"""Convolutions that don't choke a CPU."""
+"""Layers that don't choke a CPU."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,7 +6,10 @@ from contextlib import contextmanager
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd.function import once_differentiable
 
+NARROW = 4  # outputs of a convolution's row
+ROWS = 500  # of a huge matrix: with 8000 numbers each 8 MB in short floats
 _wanted = True  # whether a backward pass is after the weights' gradients
 
 
@@ -46,6 +49,25 @@ class ConvTranspose2d(nn.ConvTranspose2d):
         return _Convolution.apply(_short(x), _short(weight), self.bias, self.stride[0], self.padding[0], True)
 
 
+class Flatten(nn.Flatten):
+    """nn.Flatten of N x C x H x W, whose gradient has the channels of a pixel side by side, as has what goes in.
+
+    Where the two differ, a CPU takes thirty times as long over the gradient of the layer before.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.requires_grad:
+            x.register_hook(_side_by_side)
+        return super().forward(x)
+
+
+class Unflatten(nn.Unflatten):
+    """nn.Unflatten to N x C x H x W, for the same reason with the channels of a pixel side by side."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return _side_by_side(super().forward(x))
+
+
 class Columns(nn.Module):
     """Puts each pixel's next `width` - 1 to its right beside it, as channels: N x C x H x W to N x (width C) x H+2p x W+2p-width+1.
 
@@ -60,6 +82,40 @@ class Columns(nn.Module):
         x = F.pad(x, (self.padding,) * 4)
         places = x.shape[3] - self.width + 1
         return torch.cat([x[..., k : k + places] for k in range(self.width)], 1)
+
+
+class HugeLinear(nn.Linear):
+    """nn.Linear, for so many weights that a step takes as long as they take to be read: in bf16 on a CPU they are shortened, and their
+    gradients lengthened, rows by rows that stay in the cache, instead of all to memory and back."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not torch.is_autocast_enabled("cpu") or x.device.type != "cpu":
+            return super().forward(x)
+        product = _RowsByRows.apply(x.to(torch.get_autocast_dtype("cpu")), self.weight)
+        return product if self.bias is None else product + self.bias.to(product.dtype)
+
+
+class _RowsByRows(torch.autograd.Function):
+    """N x inputs, in short floats, and outputs x inputs, float32, to N x outputs."""
+
+    @staticmethod
+    def forward(ctx, x, weight):
+        ctx.save_for_backward(x, weight)
+        return torch.cat([x @ rows.to(x.dtype).T for rows in weight.split(ROWS)], 1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        x, weight = ctx.saved_tensors
+        of_x, of_weight = torch.zeros(x.shape, device=x.device), torch.empty_like(weight)
+        for of_rows, rows, part in zip(gradient.split(ROWS, 1), weight.split(ROWS), of_weight.split(ROWS), strict=True):
+            of_x += of_rows @ rows.to(x.dtype)
+            part.copy_(of_rows.T @ x)
+        return of_x.to(x.dtype), of_weight
+
+
+def _side_by_side(x: torch.Tensor) -> torch.Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 def _slow(weight: torch.Tensor, stride: tuple[int, ...]) -> bool:
@@ -80,14 +136,17 @@ class _Convolution(torch.autograd.Function):
     def forward(ctx, x, weight, bias, stride, padding, transposed):
         ctx.save_for_backward(x, weight)
         ctx.form = stride, padding, transposed
-        convolve = F.conv_transpose2d if transposed else F.conv2d
-        return convolve(x, weight, None if bias is None else bias.to(x.dtype), stride, padding)
+        bias = None if bias is None else bias.to(x.dtype)
+        if transposed:
+            return F.conv_transpose2d(x, weight, bias, stride, padding)
+        convolve = F.conv2d if x.shape[3] > NARROW * stride else _narrow
+        return convolve(x, weight, bias, stride, padding)
 
     @staticmethod
     def backward(ctx, gradient):
         x, weight = ctx.saved_tensors
         stride, padding, transposed = ctx.form
-        gradient = gradient.contiguous(memory_format=torch.channels_last)
+        gradient = _side_by_side(gradient)
         of_x = of_weight = of_bias = None
         if ctx.needs_input_grad[0]:
             of_x = _Convolution.apply(gradient, weight, None, stride, padding, not transposed)
@@ -98,15 +157,31 @@ class _Convolution(torch.autograd.Function):
         return of_x, of_weight, of_bias, None, None, None
 
 
+def _narrow(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, stride: int, padding: int) -> torch.Tensor:
+    """conv2d as the product of the windows and of the weights; where a row has few, PyTorch's own takes a quarter longer."""
+    channels, _, kernel, _ = weight.shape
+    windows, shape = _windows(x, kernel, stride, padding)
+    weight = weight.permute(0, 2, 3, 1).reshape(channels, -1)
+    return F.linear(windows, weight, bias).view(*shape, channels).permute(0, 3, 1, 2)
+
+
 def _weight_gradient(large: torch.Tensor, small: torch.Tensor, kernel: int, stride: int, padding: int) -> torch.Tensor:
     """Of the convolution that takes `large` (N x C x H x W) to the shape of `small` (N x c x h x w): c x C x kernel x kernel.
 
     It is the product of `small` as a matrix (Nhw x c) and of the windows of `large` (Nhw x kernel kernel C).
     """
-    count, channels, height, width = small.shape
-    wide = F.pad(large.permute(0, 2, 3, 1), (0, 0, padding, padding, padding, padding))  # N x H x W x C
-    image, row, column, _ = wide.stride()
-    line = kernel * large.shape[1]  # of a window, which lies in one piece
-    windows = wide.as_strided((count, height, width, kernel, line), (image, stride * row, stride * column, row, 1))
-    product = small.permute(0, 2, 3, 1).reshape(-1, channels).T @ windows.reshape(count * height * width, kernel * line)
+    channels = small.shape[1]
+    windows, _ = _windows(large, kernel, stride, padding)
+    product = small.permute(0, 2, 3, 1).reshape(-1, channels).T @ windows
     return product.view(channels, kernel, kernel, large.shape[1]).permute(0, 3, 1, 2)
+
+
+def _windows(x: torch.Tensor, kernel: int, stride: int, padding: int) -> tuple[torch.Tensor, tuple[int, int, int]]:
+    """The pixels (N x C x H x W) that a convolution sees at each of its N x h x w places: Nhw x kernel kernel C; and N, h and w."""
+    wide = F.pad(x.permute(0, 2, 3, 1), (0, 0, padding, padding, padding, padding))  # N x H x W x C
+    image, row, column, _ = wide.stride()
+    count, height, width, channels = wide.shape
+    shape = count, (height - kernel) // stride + 1, (width - kernel) // stride + 1
+    line = kernel * channels  # of a window, which lies in one piece
+    windows = wide.as_strided((*shape, kernel, line), (image, stride * row, stride * column, row, 1))
+    return windows.reshape(-1, kernel * line), shape
