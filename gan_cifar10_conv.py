@@ -12,8 +12,9 @@ two cores have time for. By default Adam moves the players, the generator's two 
 stay nearly alike for long, and the result is an average of its weights. The authors give each image by itself the mean 0 and the
 deviation 1; here all images have the same mean and scale, so that a generated one can be shown as it is.
 
-Each epoch adds a grid of images to outputs/gan_cifar10_conv/; gif/gan_cifar10_conv.gif shows them one after the other. An epoch takes
-about 18 minutes on two CPU cores that have no bf16 units; the run needs 2.7 GB of memory, and up to 3.6 GB of the disk for checkpoints.
+Each epoch adds a grid of images to outputs/gan_cifar10_conv/; gif/gan_cifar10_conv.gif shows them one after the other. A run takes
+about 75 minutes on two CPU cores that have bf16 units (on two that have none five hours, 18 minutes an epoch), and up to 3.6 GB of the
+disk for checkpoints.
 
     python gan_cifar10_conv.py
     python gan_cifar10_conv.py --hidden 2000

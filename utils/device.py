@@ -57,10 +57,9 @@ def keep_freed_memory() -> None:
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    trim_threshold, mmap_max = -1, -4
-    if mallopt:
-        mallopt(mmap_max, 0)  # blocks of their own, which go back at once: none
-        mallopt(trim_threshold, -1)  # no limit to what is kept
+    trim_threshold, mmap_threshold = -1, -3
+    if mallopt and mallopt(mmap_threshold, 32 << 20):  # bytes; older versions refuse more, and setting the other alone would harm
+        mallopt(trim_threshold, 1 << 30)
 
 
 def widen(x: torch.Tensor) -> torch.Tensor:

@@ -86,32 +86,38 @@ class Columns(nn.Module):
 
 class HugeLinear(nn.Linear):
     """nn.Linear, for so many weights that a step takes as long as they take to be read: in bf16 on a CPU they are shortened, and their
-    gradients lengthened, rows by rows that stay in the cache, instead of all to memory and back."""
+    gradients lengthened, rows by rows that stay in the cache, instead of all to memory and back. The gradient's memory is kept."""
+
+    memory: torch.Tensor | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not torch.is_autocast_enabled("cpu") or x.device.type != "cpu":
             return super().forward(x)
-        product = _RowsByRows.apply(x.to(torch.get_autocast_dtype("cpu")), self.weight)
+        if self.memory is None and torch.is_grad_enabled():
+            self.memory = torch.empty_like(self.weight, requires_grad=False)
+        product = _RowsByRows.apply(x.to(torch.get_autocast_dtype("cpu")), self.weight, self.memory)
         return product if self.bias is None else product + self.bias.to(product.dtype)
 
 
 class _RowsByRows(torch.autograd.Function):
-    """N x inputs, in short floats, and outputs x inputs, float32, to N x outputs."""
+    """N x inputs, in short floats, and outputs x inputs, float32, to N x outputs; the weights' gradient is put into `memory`."""
 
     @staticmethod
-    def forward(ctx, x, weight):
+    def forward(ctx, x, weight, memory):
         ctx.save_for_backward(x, weight)
+        ctx.memory = memory
         return torch.cat([x @ rows.to(x.dtype).T for rows in weight.split(ROWS)], 1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient):
         x, weight = ctx.saved_tensors
-        of_x, of_weight = torch.zeros(x.shape, device=x.device), torch.empty_like(weight)
+        of_x = torch.zeros(x.shape, device=x.device)
+        of_weight = ctx.memory.view_as(weight) if weight.grad is None else torch.empty_like(weight)  # where an earlier one isn't used yet
         for of_rows, rows, part in zip(gradient.split(ROWS, 1), weight.split(ROWS), of_weight.split(ROWS), strict=True):
             of_x += of_rows @ rows.to(x.dtype)
             part.copy_(of_rows.T @ x)
-        return of_x.to(x.dtype), of_weight
+        return of_x.to(x.dtype), of_weight, None
 
 
 def _side_by_side(x: torch.Tensor) -> torch.Tensor:

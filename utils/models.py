@@ -18,6 +18,7 @@ from utils.shell import UserError
 LARGEST_FILE = 2**29  # bytes; no generator here comes near it, and a header may claim anything
 LARGE = 10_000  # numbers in a matrix from which halving its size pays
 HUGE = 4_000_000  # from which a quarter of it is enough to have
+BLOCK = 500  # rows of a huge one
 ROWS = "/scale"  # ends the name of what a huge matrix's rows are to be multiplied by
 FORMAT = "gan 1"  # what a header's "format" must say; the number grows when older readers would go wrong
 
@@ -38,7 +39,8 @@ def save_generator(path: str | Path, generator: nn.Module, experiment: str, conf
         if value.ndim == 2 and value.numel() > HUGE:
             least, largest = weights[name].aminmax(dim=1, keepdim=True)
             weights[name + ROWS] = torch.maximum(-least, largest).clamp_min(1e-30) / 127
-            weights[name] = (weights[name] / weights[name + ROWS]).round_().to(torch.int8)
+            by_rows = zip(weights[name].split(BLOCK), weights[name + ROWS].split(BLOCK), strict=True)  # all at once takes 0.5 GB
+            weights[name] = torch.cat([(rows / units).round_().to(torch.int8) for rows, units in by_rows])
         elif value.is_floating_point() and value.numel() > LARGE:
             weights[name] = weights[name].half()
     with replacing(path) as part:
