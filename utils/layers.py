@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-NARROW = 4  # outputs of a convolution's row
 ROWS = 500  # of a huge matrix: with 8000 numbers each 8 MB in short floats
 _wanted = True  # whether a backward pass is after the weights' gradients
 
@@ -25,26 +24,31 @@ def no_weight_gradients() -> Iterator[None]:
 
 
 class Conv2d(nn.Conv2d):
-    """nn.Conv2d, without dilation and groups, whose weights' gradient is one matrix product, in bf16 on a CPU and with a stride that
-    leaves no rest.
+    """nn.Conv2d whose weights' gradient is one matrix product, in bf16 on a CPU and with a stride that leaves no rest.
 
     PyTorch's own takes up to twice as long there.
     """
 
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, padding: int = 0, bias: bool = True) -> None:
+        super().__init__(inputs, outputs, kernel, stride, padding, bias=bias)
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         weight = self.weight  # once: where it is normalised, each reading computes it anew
         rest = any((side + 2 * self.padding[0] - self.kernel_size[0]) % self.stride[0] for side in x.shape[2:])
-        if rest or not _slow(weight, self.stride):
+        if rest or not _worth_it(weight, self.stride):
             return F.conv2d(x, weight, self.bias, self.stride, self.padding)
         return _Convolution.apply(_short(x), _short(weight), self.bias, self.stride[0], self.padding[0], False)
 
 
 class ConvTranspose2d(nn.ConvTranspose2d):
-    """The same for nn.ConvTranspose2d, without output_padding."""
+    """The same for nn.ConvTranspose2d."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, padding: int = 0, bias: bool = True) -> None:
+        super().__init__(inputs, outputs, kernel, stride, padding, bias=bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         weight = self.weight
-        if not _slow(weight, self.stride):
+        if not _worth_it(weight, self.stride):
             return F.conv_transpose2d(x, weight, self.bias, self.stride, self.padding)
         return _Convolution.apply(_short(x), _short(weight), self.bias, self.stride[0], self.padding[0], True)
 
@@ -86,26 +90,30 @@ class Columns(nn.Module):
 
 class HugeLinear(nn.Linear):
     """nn.Linear, for so many weights that a step takes as long as they take to be read: in bf16 on a CPU they are shortened, and their
-    gradients lengthened, rows by rows that stay in the cache, instead of all to memory and back. The gradient's memory is kept."""
+    gradients lengthened, rows by rows that stay in the cache, instead of all to memory and back.
+
+    The gradient's memory is kept: what torch.autograd.grad found is written over when the next backward pass finds another.
+    """
 
     memory: torch.Tensor | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not torch.is_autocast_enabled("cpu") or x.device.type != "cpu" or x.dtype == torch.float64:  # which autocast leaves as it is
             return super().forward(x)
-        if self.memory is None and torch.is_grad_enabled():
-            self.memory = torch.empty_like(self.weight, requires_grad=False)
-        product = _RowsByRows.apply(x.to(torch.get_autocast_dtype("cpu")), self.weight, self.memory)
+        lent = None
+        if torch.is_grad_enabled():
+            lent, self.memory = self.memory, None  # so that a second pass before this one's way back gets its own
+        product = _RowsByRows.apply(x.to(torch.get_autocast_dtype("cpu")), self.weight, lent, self)
         return product if self.bias is None else product + self.bias.to(product.dtype)
 
 
 class _RowsByRows(torch.autograd.Function):
-    """N x inputs, in short floats, and outputs x inputs, float32, to N x outputs; the weights' gradient is put into `memory`."""
+    """N x inputs, in short floats, and outputs x inputs, float32, to N x outputs."""
 
     @staticmethod
-    def forward(ctx, x, weight, memory):
+    def forward(ctx, x, weight, lent, layer):
         ctx.save_for_backward(x, weight)
-        ctx.memory = memory
+        ctx.lent, ctx.layer = lent, layer
         return torch.cat([x @ rows.to(x.dtype).T for rows in weight.split(ROWS)], 1)
 
     @staticmethod
@@ -113,19 +121,20 @@ class _RowsByRows(torch.autograd.Function):
     def backward(ctx, gradient):
         x, weight = ctx.saved_tensors
         of_x = torch.zeros(x.shape, device=x.device)
-        of_weight = ctx.memory.view_as(weight) if weight.grad is None else torch.empty_like(weight)  # where an earlier one isn't used yet
+        of_weight = torch.empty_like(weight) if ctx.lent is None or weight.grad is not None else ctx.lent
+        ctx.lent, ctx.layer.memory = None, of_weight
         for of_rows, rows, part in zip(gradient.split(ROWS, 1), weight.split(ROWS), of_weight.split(ROWS), strict=True):
             of_x += of_rows @ rows.to(x.dtype)
             part.copy_(of_rows.T @ x)
-        return of_x.to(x.dtype), of_weight, None
+        return of_x.to(x.dtype), of_weight.view_as(weight), None, None
 
 
 def _side_by_side(x: torch.Tensor) -> torch.Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def _slow(weight: torch.Tensor, stride: tuple[int, ...]) -> bool:
-    """Whether PyTorch would take long over the gradient of this weight."""
+def _worth_it(weight: torch.Tensor, stride: tuple[int, ...]) -> bool:
+    """Whether PyTorch's own takes longer over the gradient of this weight."""
     short = torch.is_autocast_enabled("cpu") and weight.dtype == torch.float32  # which autocast shortens, not float64
     return short and stride[0] > 1 and weight.device.type == "cpu" and torch.is_grad_enabled()
 
@@ -136,17 +145,14 @@ def _short(x: torch.Tensor) -> torch.Tensor:
 
 
 class _Convolution(torch.autograd.Function):
-    """Either kind, of which the other is the way back. Backwards it does only what can be differentiated again."""
+    """conv2d, or conv_transpose2d: each is the other's way back. Backwards it does only what can be differentiated again."""
 
     @staticmethod
     def forward(ctx, x, weight, bias, stride, padding, transposed):
         ctx.save_for_backward(x, weight)
         ctx.form = stride, padding, transposed
         bias = None if bias is None else bias.to(x.dtype)
-        if transposed:
-            return F.conv_transpose2d(x, weight, bias, stride, padding)
-        convolve = F.conv2d if x.shape[3] > NARROW * stride else _narrow
-        return convolve(x, weight, bias, stride, padding)
+        return (F.conv_transpose2d if transposed else F.conv2d)(x, weight, bias, stride, padding)
 
     @staticmethod
     def backward(ctx, gradient):
@@ -163,31 +169,15 @@ class _Convolution(torch.autograd.Function):
         return of_x, of_weight, of_bias, None, None, None
 
 
-def _narrow(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, stride: int, padding: int) -> torch.Tensor:
-    """conv2d as the product of the windows and of the weights; where a row has few, PyTorch's own takes a quarter longer."""
-    channels, _, kernel, _ = weight.shape
-    windows, shape = _windows(x, kernel, stride, padding)
-    weight = weight.permute(0, 2, 3, 1).reshape(channels, -1)
-    return F.linear(windows, weight, bias).view(*shape, channels).permute(0, 3, 1, 2)
-
-
 def _weight_gradient(large: torch.Tensor, small: torch.Tensor, kernel: int, stride: int, padding: int) -> torch.Tensor:
     """Of the convolution that takes `large` (N x C x H x W) to the shape of `small` (N x c x h x w): c x C x kernel x kernel.
 
     It is the product of `small` as a matrix (Nhw x c) and of the windows of `large` (Nhw x kernel kernel C).
     """
-    channels = small.shape[1]
-    windows, _ = _windows(large, kernel, stride, padding)
-    product = small.permute(0, 2, 3, 1).reshape(-1, channels).T @ windows
-    return product.view(channels, kernel, kernel, large.shape[1]).permute(0, 3, 1, 2)
-
-
-def _windows(x: torch.Tensor, kernel: int, stride: int, padding: int) -> tuple[torch.Tensor, tuple[int, int, int]]:
-    """The pixels (N x C x H x W) that a convolution sees at each of its N x h x w places: Nhw x kernel kernel C; and N, h and w."""
-    wide = F.pad(x.permute(0, 2, 3, 1), (0, 0, padding, padding, padding, padding))  # N x H x W x C
+    count, channels, height, width = small.shape
+    wide = F.pad(large.permute(0, 2, 3, 1), (0, 0, padding, padding, padding, padding))  # N x H x W x C
     image, row, column, _ = wide.stride()
-    count, height, width, channels = wide.shape
-    shape = count, (height - kernel) // stride + 1, (width - kernel) // stride + 1
-    line = kernel * channels  # of a window, which lies in one piece
-    windows = wide.as_strided((*shape, kernel, line), (image, stride * row, stride * column, row, 1))
-    return windows.reshape(-1, kernel * line), shape
+    line = kernel * large.shape[1]  # of a window, which lies in one piece
+    windows = wide.as_strided((count, height, width, kernel, line), (image, stride * row, stride * column, row, 1))
+    product = small.permute(0, 2, 3, 1).reshape(-1, channels).T @ windows.reshape(count * height * width, kernel * line)
+    return product.view(channels, kernel, kernel, large.shape[1]).permute(0, 3, 1, 2)
