@@ -143,7 +143,7 @@ def measure(row: str, seed: int, passes: list[float], test: torch.Tensor) -> lis
 
 def player(result: nn.Module, root: Path) -> nn.Module:
     """The generator of a run that plays, whose weights aren't averaged; with a batch norm as of the result, so that they alone differ."""
-    played = copy.deepcopy(result)
+    played = copy.deepcopy(result).float()  # which sampling made float64
     played.load_state_dict(torch.load(root / "outputs" / "run" / "checkpoint.pt", weights_only=True)["parts"]["player"])
     update_bn(sampler.latents(played, SETTLING, 0).split(500), played)
     return played

@@ -34,7 +34,6 @@ import gan_cifar10_conv
 import gan_mnist
 import infogan_mnist
 from utils import data
-from utils.device import Dropout
 from utils.files import replacing
 from utils.known import load_known
 from utils.models import save_generator
@@ -62,12 +61,7 @@ def steps(model: str, seed: int = 0) -> Iterator[tuple[int, nn.Module]]:
     """Trains for ever; after each step the number of its epoch, from 1, and the generator."""
     torch.manual_seed(seed)
     config, generator, discriminator = game(model)
-    discriminator = nn.Sequential(discriminator, nn.Sigmoid())
-    for network in (generator, discriminator):
-        network.to(memory_format=torch.contiguous_format)
-        for module in network.modules():
-            if isinstance(module, Dropout):
-                module.__class__ = nn.Dropout
+    generator, discriminator = plainly(generator), nn.Sequential(plainly(discriminator), nn.Sigmoid())
     optimizer_g = torch.optim.Adam(generator.parameters(), lr=LEARNING_RATE, betas=(0.5, 0.999))
     optimizer_d = torch.optim.Adam(discriminator.parameters(), lr=LEARNING_RATE, betas=(0.5, 0.999))
     criterion = nn.BCELoss()
@@ -91,6 +85,14 @@ def steps(model: str, seed: int = 0) -> Iterator[tuple[int, nn.Module]]:
             optimizer_g.step()
             losses.append((loss_real.item() + loss_fake.item(), loss_g.item()))
             yield epoch, generator
+
+
+def plainly(network: nn.Module) -> nn.Module:
+    """The network with PyTorch's own layers and memory layout in the place of ours."""
+    for layer in network.modules():
+        if type(layer).__module__.startswith("utils."):
+            layer.__class__ = type(layer).__base__
+    return network.to(memory_format=torch.contiguous_format)
 
 
 def game(model: str) -> tuple[Any, nn.Module, nn.Module]:
@@ -210,12 +212,10 @@ def main(plain: Plain) -> None:
         writer.writeheader()
         writer.writerows(rows)
     of_the_recipe = {"learning_rate": LEARNING_RATE, "generator_rate": 1.0, "average": 0.0, "held_out": 0}
-    of_the_recipe |= {"warm_up": 0} if hasattr(config, "warm_up") else {}
+    of_the_recipe |= {name: off for name, off in (("warm_up", 0), ("flips", False), ("decay", False)) if hasattr(config, name)}
     config = dataclasses.replace(config, seed=plain.seed, name=name, epochs=len(rows), **of_the_recipe)
     command = f"python benchmarks/plain.py --model {plain.model} --minutes {plain.minutes:g}"
-    save_generator(
-        Path(plain.root) / "models" / f"{name}.safetensors", generator.eval(), type(config).__module__, config, command=command
-    )
+    save_generator(Path(plain.root) / "models" / f"{name}.safetensors", generator.eval(), type(config).__module__, config, command=command)
 
 
 if __name__ == "__main__":

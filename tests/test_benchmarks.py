@@ -184,6 +184,14 @@ def test_the_plain_recipe_trains_on_photographs(model, monkeypatch, photos):
     assert all(weight.grad is not None for weight in generators[-1].parameters())
 
 
+@pytest.mark.parametrize("model", plain.MODELS)
+def test_the_plain_recipes_layers_are_pytorchs(model):
+    """But for what PyTorch hasn't, which the experiments and plain.py define."""
+    for player in plain.game(model)[1:]:
+        for layer in plain.plainly(player).modules():
+            assert type(layer).__module__.split(".")[0] in ("torch", "benchmarks", "gan_mnist", "gan_cifar10_conv", "dcgan_cifar10")
+
+
 def small_game(model):
     """The same with fewer weights and smaller batches."""
     if model == "dcgan":
@@ -255,7 +263,7 @@ def ablation(photo_folder, monkeypatch, tmp_path):
 
     monkeypatch.setattr(dcgan, "command", lambda row, folder: [row, folder])
     monkeypatch.setattr(dcgan.subprocess, "run", run)
-    monkeypatch.setattr(dcgan, "distance", lambda generator, _: measured.append(generator) or float(len(measured)))
+    monkeypatch.setattr(dcgan, "distance", lambda generator, _: measured.append(generator.double()) or float(len(measured)))
     monkeypatch.setattr(dcgan, "relative_speed", lambda _: 1.0)
     monkeypatch.setattr(dcgan, "IMAGES", dcgan.SPEED * 60)
     monkeypatch.setattr("utils.data.load_known", lambda *_: ImageSet(torch.zeros(1, 3, 32, 32, dtype=torch.uint8), None))
