@@ -53,7 +53,7 @@ class Config:
     labels: bool | None = None
     """Whether G is told what to show and D has to recognise it, where labels are known: of a folder of pictures they aren't."""
     base: int | None = None
-    """Channels of the widest pictures within the networks; those half as wide have twice as many."""
+    """Channels of the 16 x 16 pictures within the networks; those of 8 x 8 have twice as many, those of 4 x 4 four times."""
     batch_size: int | None = None
     """Images a step."""
     average: float | None = None
@@ -73,9 +73,9 @@ class Config:
     spectral_norm: tyro.conf.FlagConversionOff[bool] = False
     """Whether each of the discriminator's weight matrices is divided by its largest singular value."""
     penalty: float = 0.0
-    """The weight of the zero-centred gradient penalty on real images and on fakes."""
+    """Weight of the zero-centred gradient penalty: half of it times |dD/dx|^2 at real images, and as much at fakes; 0 for none."""
     penalty_every: int = 16
-    """Steps between penalties, each of which weighs as much more."""
+    """Steps from one penalty to the next, each of which counts as many times."""
     augment: tyro.conf.FlagConversionOff[bool] = False
     """Whether all that the discriminator sees is augmented, differentiably."""
     epochs: int = 38
@@ -207,7 +207,7 @@ CURVES = {
     "squared gradient at an image": {"slope_real": "real", "slope_fake": "fake"},
 }
 # Where the fakes are like the data, the best D says the same to everything: of the logistic losses theorem 1 of Goodfellow et al. 2014.
-# Of the hinge it may say anything from -1 to 1, which is G's loss.
+# Under the hinge that may be any number from -1 to 1, and G's loss is minus this number: there is no line for it.
 THEORY = {
     "logistic": {"loss_d": ("log 4", math.log(4)), "loss_g": ("log 2", math.log(2))},
     "hinge": {"loss_d": ("2", 2.0)},
@@ -255,7 +255,7 @@ def class_loss(logits: torch.Tensor, one_hot: torch.Tensor) -> torch.Tensor:
 
 def squared_slope(discriminator: nn.Module, images: torch.Tensor, one_hot: torch.Tensor) -> torch.Tensor:
     """|dD/dx|^2, mean over the images (N x 3 x 32 x 32, of N x classes): the zero-centred gradient penalty (Mescheder et al. 2018,
-    equation 9)."""
+    equation 9). Where D has batch norm, an image sways the logits of the others, and D is the sum of all of them."""
     images = images.detach().requires_grad_()
     logits, _ = discriminator(images, one_hot)
     with no_weight_gradients():

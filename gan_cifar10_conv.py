@@ -54,7 +54,7 @@ class Config:
     optimizer: Annotated[str, tyro.conf.arg(metavar="adam|sgd")] = "adam"
     """Adam, or the paper's SGD with momentum. The constants that are None below follow from it, by the table above."""
     learning_rate: float | None = None
-    """The discriminator's; with Adam that of a unit with 100 inputs."""
+    """The discriminator's; with Adam a unit of n inputs has 100 / n of it (adam_by_inputs)."""
     generator_rate: float | None = None
     """The generator's learning rate, in units of the discriminator's."""
     average: float | None = None

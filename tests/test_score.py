@@ -11,6 +11,7 @@ from conftest import PROJECT, assert_one_sentence
 from PIL import Image
 
 import dcgan_cifar10
+import gan_cifar10_conv
 import gan_mnist
 import infogan_mnist
 import sampler
@@ -73,16 +74,25 @@ def test_a_model_is_measured_beside_real_images(few, trained, tmp_path, capsys):
         assert pairs.size == (8 * 30 + 2, 4 * 30 + 2)
 
 
-def test_a_model_of_photographs_is_measured_in_their_classifiers_features(photos, few, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("experiment", "constants", "model", "command"),
+    [
+        (dcgan_cifar10, {"recipe": "paper", "base": 2}, "paper", "python dcgan_cifar10.py --recipe paper --base 2"),
+        (gan_cifar10_conv, {"hidden": 4, "maps": 2}, "", "python gan_cifar10_conv.py --hidden 4 --maps 2"),
+    ],
+)
+def test_a_model_of_photographs_is_measured_in_their_classifiers_features(
+    experiment, constants, model, command, photos, few, tmp_path, capsys
+):
     few[True] = torch.cat([photos.roll(by, 3) for by in range(12)])
     few[False] = torch.cat([photos.flip(3).roll(by, 3) for by in range(12)])
-    config = dcgan_cifar10.Config(recipe="paper", base=2, held_out=100)
-    save_generator(tmp_path / "a.safetensors", dcgan_cifar10.make_generator(config), "dcgan_cifar10", config)
+    config = experiment.Config(**constants, held_out=100)
+    save_generator(tmp_path / "a.safetensors", experiment.make_generator(config), experiment.__name__, config)
     score.main(score.Score(str(tmp_path / "a.safetensors"), root=str(tmp_path)))
     found = json.loads((tmp_path / "outputs" / "a" / "scores.json").read_text())
-    assert found["model"] == "paper"
+    assert found["model"] == model
     assert "our classifier of cifar10" in found["features"]
-    assert found["command"] == "python dcgan_cifar10.py --recipe paper --base 2 --held-out 100"
+    assert found["command"] == f"{command} --held-out 100"
     assert found["real"]["frechet"] < found["samples"]["frechet"]
     with Image.open(tmp_path / "outputs" / "a" / "copies.png") as pairs:
         assert (pairs.size, pairs.mode) == ((8 * 34 + 2, 4 * 34 + 2), "RGB")
