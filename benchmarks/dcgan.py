@@ -228,7 +228,8 @@ def show(runs: dict[tuple[str, int], dict[float, float]], speeds: dict[str, floa
         passes = [passes_in(each, speeds[row]) for each in minutes]
         found = [[between(runs.get((row, seed), {}), each) for seed in seeds] for each in passes]
         cells = [" ".join("-" if each is None else f"{each:.2f}" for each in column) for column in found]
-        print(f"| {row} |", " | ".join(cells), f"| {passes[-1]:.1f} |")
+        constants = f", `{' '.join(ROWS[row])}`" if ROWS.get(row) else ""
+        print(f"| {row}{constants} |", " | ".join(cells), f"| {passes[-1]:.1f} |")
 
 
 if __name__ == "__main__":

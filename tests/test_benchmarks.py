@@ -292,7 +292,7 @@ def test_the_player_has_the_weights_that_play_and_a_batch_norm_of_its_own(ablati
 def test_a_slower_change_gets_fewer_passes(ablation, capsys, monkeypatch):
     trained, _, table = ablation
     monkeypatch.setattr(dcgan, "relative_speed", lambda _: 0.8)
-    assert table(capsys, rows=("gradient penalty",)) == [["gradient penalty", "1.20", "3.20", "3.2"]]
+    assert table(capsys, rows=("gradient penalty",)) == [["gradient penalty, `--penalty 0.01`", "1.20", "3.20", "3.2"]]
     assert [epoch for _, _, _, _, epoch, *_ in trained] == ["1", "2", "3", "4"]  # for 1.2 and 3.2
     with pytest.raises(normal.UserError, match="'gradient penalty' has no whole epoch in 1 minutes: give longer"):
         table(capsys, rows=("gradient penalty",), minutes=(1,))
@@ -357,17 +357,18 @@ def test_each_row_of_dcgans_ablation_is_another_run_whose_command_makes_it_again
 
 def test_the_ablation_of_dcgan_measures_nothing_twice(ablation, capsys, monkeypatch):
     trained, _, table = ablation
+    hinge, no_flips = "hinge loss, `--loss hinge`", "no flips, `--flips False`"
     table(capsys, rows=("no flips",), minutes=(1, 2))
     del trained[:]
     monkeypatch.setattr(dcgan, "relative_speed", lambda row: {"hinge loss": 1.0}[row])
     rows = table(capsys, rows=("hinge loss", "no flips"), minutes=(1, 2))
-    assert rows == [["hinge loss", "3.00", "4.00", "2.0"], ["no flips", "1.00", "2.00", "2.0"]]
+    assert rows == [[hinge, "3.00", "4.00", "2.0"], [no_flips, "1.00", "2.00", "2.0"]]
     assert [row for row, *_ in trained] == ["hinge loss"] * 2
     rows = table(capsys, rows=("no flips",), minutes=(1, 2), seeds=2)
-    assert rows == [["hinge loss", "3.00 -", "4.00 -", "2.0"], ["no flips", "1.00 5.00", "2.00 6.00", "2.0"]]
+    assert rows == [[hinge, "3.00 -", "4.00 -", "2.0"], [no_flips, "1.00 5.00", "2.00 6.00", "2.0"]]
     del trained[:]
     rows = table(capsys, rows=("hinge loss",), minutes=(1, 3))  # of which it hasn't the latter
-    assert rows == [["hinge loss", "7.00 -", "8.00 -", "3.0"], ["no flips", "1.00 5.00", "- -", "3.0"]]
+    assert rows == [[hinge, "7.00 -", "8.00 -", "3.0"], [no_flips, "1.00 5.00", "- -", "3.0"]]
     assert [epoch for _, _, _, _, epoch, *_ in trained] == ["1", "3"]
     with pytest.raises(normal.UserError, match="each longer than the one before"):
         table(capsys, minutes=(3, 1))
