@@ -8,8 +8,8 @@ Radford, Metz and Chintala, "Unsupervised Representation Learning with Deep Conv
               measures all but the falling rates
 
 The kernels are 4 x 4, as in the authors' Torch code (in their Theano code 5 x 5). There the players take turns; here both move at once,
-from one batch of fakes. A run takes about 80 minutes on two cores that have bf16 units. Each epoch adds a grid of images to
-outputs/dcgan_cifar10_<recipe>/; gif/dcgan_cifar10_<recipe>.gif shows them one after the other.
+from one batch of fakes. A run takes about 80 minutes on two cores that have bf16 units (on two that have none two hours). Each epoch adds
+a grid of images to outputs/dcgan_cifar10_<recipe>/; gif/dcgan_cifar10_<recipe>.gif shows them one after the other.
 
     python dcgan_cifar10.py
     python dcgan_cifar10.py --recipe paper
@@ -39,9 +39,13 @@ from utils.shell import UserError, command_line, require_not_negative, require_p
 
 NOISE, CLASSES = 100, 10  # numbers of noise in z; classes of each known set
 RECIPES: dict[str, dict[str, Any]] = {
-    "paper": {"labels": False, "base": 128, "batch_size": 128, "average": 0.0, "decay": False, "flips": False},
-    "modern": {"labels": True, "base": 64, "batch_size": 16, "average": 0.1, "decay": True, "flips": True},
-}
+    "paper": {
+        "labels": False, "base": 128, "batch_size": 128, "average": 0.0, "decay": False, "flips": False, "augment": False, "penalty": 0.0
+    },
+    "modern": {
+        "labels": True, "base": 64, "batch_size": 16, "average": 0.1, "decay": True, "flips": True, "augment": True, "penalty": 0.01
+    },
+}  # fmt: skip
 
 
 @dataclass
@@ -62,6 +66,10 @@ class Config:
     """Whether the learning rates fall to zero, evenly over all epochs (a finished run that gets more starts again with higher ones)."""
     flips: bool | None = None
     """Whether real images are mirrored, each with a chance of one half; of digits, which have a direction, only where this is given."""
+    augment: bool | None = None
+    """Whether all that the discriminator sees is augmented, differentiably."""
+    penalty: float | None = None
+    """Weight of the zero-centred gradient penalty: half of it times |dD/dx|^2 at real images, and as much at fakes; 0 for none."""
     learning_rate: float = 0.0002
     """The discriminator's."""
     generator_rate: float = 1.0
@@ -72,12 +80,8 @@ class Config:
     """Whether the discriminator's hidden layers are normalised over the batch; the generator's always are."""
     spectral_norm: tyro.conf.FlagConversionOff[bool] = False
     """Whether each of the discriminator's weight matrices is divided by its largest singular value."""
-    penalty: float = 0.0
-    """Weight of the zero-centred gradient penalty: half of it times |dD/dx|^2 at real images, and as much at fakes; 0 for none."""
     penalty_every: int = 16
     """Steps from one penalty to the next, each of which counts as many times."""
-    augment: tyro.conf.FlagConversionOff[bool] = False
-    """Whether all that the discriminator sees is augmented, differentiably."""
     epochs: int = 38
     """Passes over the training images."""
     data: str = "cifar10"

@@ -1,10 +1,12 @@
-"""What the parts of DCGAN's modern recipe are worth: the recipe with one change at a time, in equal time, on several seeds.
+"""What the parts of DCGAN's modern recipe are worth: one change at a time, in equal time, on several seeds.
+
+Each changes the base, which is the recipe without augmentation and gradient penalty, as it was when they were found to pay.
 
 Frechet distances of 10,000 samples to the test images, in the features of our classifier, after 10 and after 30 minutes of training. The
 learning rates, which otherwise fall to zero, stay as they are: where they fall, a run can't be measured midway.
 
 The speed of a shared machine comes and goes by a third within minutes, so that runs by the clock would differ by its moods. A minute here
-is 60 x 271 images of the recipe as it is (SPEED), and of a change that makes it 10% slower, 10% fewer; what it makes is measured by two
+is 60 x 271 images of the base (SPEED), and of a change that makes it 10% slower, 10% fewer; what it makes is measured by two
 runs that take turns of a second. Each run is measured after whole epochs. Between two of them, the logarithm of the distance is taken as
 a straight line over the logarithm of the passes.
 
@@ -13,7 +15,7 @@ the table may be made in parts, and the runs, all of them in fp32, on machines o
 but the speeds are those of one machine.
 
     python benchmarks/dcgan.py
-    python benchmarks/dcgan.py --rows "as it is" --seeds 1 --minutes 4 8 --file trial.csv
+    python benchmarks/dcgan.py --rows "the base" --seeds 1 --minutes 4 8 --file trial.csv
 """
 
 import copy
@@ -48,13 +50,14 @@ from utils.shell import UserError, command_line, require_positive
 MEASURED = Path(__file__).with_suffix(".csv")
 SCRIPT = Path(__file__).parent.parent / "dcgan_cifar10.py"
 IMAGES = 50_000  # of CIFAR-10's
-SPEED = 271  # images a second: of the recipe as it is in its first run on two cores of an AMD EPYC without bf16 units
+SPEED = 271  # images a second: of the base in its first run on two cores of an AMD EPYC without bf16 units
 TURNS = 60  # of a second, that either run has while their speeds are compared
 TITLES = "row", "seed", "passes", "frechet"  # of dcgan.csv
-AS_IT_IS = "as it is"
+BASE = "the base"
 NOT_AVERAGED = "G's weights as they are, no average"  # which needs no run of its own
+WITHOUT = "--augment", "False", "--penalty", "0"  # which makes the recipe the base
 ROWS: dict[str, list[str]] = {
-    AS_IT_IS: [],
+    BASE: [],
     "no labels": ["--labels", "False"],
     "relativistic pairing loss": ["--loss", "relativistic"],
     "hinge loss": ["--loss", "hinge"],
@@ -62,6 +65,7 @@ ROWS: dict[str, list[str]] = {
     "no batch norm in D": ["--batch-norm", "False"],
     "spectral norm for batch norm in D": ["--batch-norm", "False", "--spectral-norm", "True"],
     "augmentation": ["--augment", "True"],
+    "augmentation and gradient penalty": ["--augment", "True", "--penalty", "0.01"],
     "no flips": ["--flips", "False"],
     "G's rate twice D's": ["--generator-rate", "2"],
     "the paper's batches of 128": ["--batch-size", "128"],
@@ -87,15 +91,15 @@ class Table:
 def command(row: str, folder: str) -> list[str]:
     """Of a run of the script with a row's constants."""
     always = ["--name", "run", "--root", folder, "--device", "cpu", "--precision", "fp32", "--decay", "False"]
-    return [sys.executable, str(SCRIPT), *always, *ROWS[row]]
+    return [sys.executable, str(SCRIPT), *always, *WITHOUT, *ROWS[row]]
 
 
 def relative_speed(row: str) -> float:
-    """A change's images a second over those of the recipe as it is: what either run gets done in its turns of a second."""
+    """A change's images a second over those of the base: what either run gets done in its turns of a second."""
     with tempfile.TemporaryDirectory() as folder:
-        one, other = str(Path(folder) / "changed"), str(Path(folder) / "as_it_is")
-        with halted(command(row, one), one) as changed, halted(command(AS_IT_IS, other), other) as as_it_is:
-            for _, run in itertools.product(range(TURNS), (changed, as_it_is)):
+        one, other = str(Path(folder) / "changed"), str(Path(folder) / "base")
+        with halted(command(row, one), one) as changed, halted(command(BASE, other), other) as base:
+            for _, run in itertools.product(range(TURNS), (changed, base)):
                 run.send_signal(signal.SIGCONT)
                 time.sleep(1)
                 run.send_signal(signal.SIGSTOP)
@@ -128,7 +132,7 @@ def images_seen(folder: str) -> int:
 
 
 def measure(row: str, seed: int, passes: list[float], test: torch.Tensor) -> list[tuple]:
-    """One run at the whole epochs around so many passes; where it is the recipe as it is, of the player without the average too."""
+    """One run at the whole epochs around so many passes; where it is the base, of the player without the average too."""
     found = []
     with tempfile.TemporaryDirectory() as folder:
         for epoch in sorted({rounded(each) for each in passes for rounded in (math.floor, math.ceil)}):
@@ -136,7 +140,7 @@ def measure(row: str, seed: int, passes: list[float], test: torch.Tensor) -> lis
             subprocess.run([*command(row, folder), *more], check=True, stdout=subprocess.DEVNULL)
             _, _, result = sampler.load(Path(folder) / "models" / "run.safetensors")
             found.append((row, seed, epoch, distance(result, test)))
-            if row == AS_IT_IS:
+            if row == BASE:
                 found.append((NOT_AVERAGED, seed, epoch, distance(player(result, Path(folder)), test)))
     return found
 
@@ -181,8 +185,8 @@ def read_runs(file: Path) -> dict[tuple[str, int], dict[float, float]]:
 
 
 def read_speeds(file: Path) -> dict[str, float]:
-    """Each row's speed, in units of the recipe's as it is: dcgan_speed.csv."""
-    return {AS_IT_IS: 1.0, NOT_AVERAGED: 1.0} | {row: float(relative) for row, relative in read(file)}
+    """Each row's speed, in units of the base's: dcgan_speed.csv."""
+    return {BASE: 1.0, NOT_AVERAGED: 1.0} | {row: float(relative) for row, relative in read(file)}
 
 
 def add(titles: tuple[str, ...], found: list[tuple], file: Path) -> None:

@@ -212,7 +212,8 @@ def main(plain: Plain) -> None:
         writer.writeheader()
         writer.writerows(rows)
     of_the_recipe = {"learning_rate": LEARNING_RATE, "generator_rate": 1.0, "average": 0.0, "held_out": 0}
-    of_the_recipe |= {name: off for name, off in (("warm_up", 0), ("flips", False), ("decay", False)) if hasattr(config, name)}
+    off = {"warm_up": 0, "flips": False, "decay": False, "augment": False, "penalty": 0.0}
+    of_the_recipe |= {name: value for name, value in off.items() if hasattr(config, name)}
     config = dataclasses.replace(config, seed=plain.seed, name=name, epochs=len(rows), **of_the_recipe)
     command = f"python benchmarks/plain.py --model {plain.model} --minutes {plain.minutes:g}"
     save_generator(Path(plain.root) / "models" / f"{name}.safetensors", generator.eval(), type(config).__module__, config, command=command)

@@ -255,7 +255,7 @@ def ablation(photo_folder, monkeypatch, tmp_path):
         row, root, *more = words
         small = ["--data", str(photo_folder), "--batch-size", "10", "--base", "2", "--device", "cpu", "--name", "run", "--root", root]
         trained.append((row, *more))
-        dcgan_cifar10.train(tyro.cli(dcgan_cifar10.Config, args=[*dcgan.ROWS[row], *more, *small]))
+        dcgan_cifar10.train(tyro.cli(dcgan_cifar10.Config, args=[*dcgan.WITHOUT, *dcgan.ROWS[row], *more, *small]))
 
     def table(capsys, **constants):
         dcgan.main(dcgan.Table(**{"seeds": 1, "minutes": (1.5, 4), "file": tmp_path / "measured.csv"} | constants))
@@ -272,16 +272,16 @@ def ablation(photo_folder, monkeypatch, tmp_path):
 
 def test_the_ablation_of_dcgan_measures_the_average_and_the_player_at_whole_epochs(ablation, capsys):
     trained, measured, table = ablation
-    average, player = table(capsys, rows=("as it is",))
-    assert average == ["as it is", f"{1.5**1.585:.2f}", "5.00", "4.0"]  # of 1, 3 and 5 after 1, 2 and 4 passes: 2 ** 1.585 is 3
+    average, player = table(capsys, rows=(dcgan.BASE,))
+    assert average == [dcgan.BASE, f"{1.5**1.585:.2f}", "5.00", "4.0"]  # of 1, 3 and 5 after 1, 2 and 4 passes: 2 ** 1.585 is 3
     assert player == [dcgan.NOT_AVERAGED, "3.00", "6.00", "4.0"]  # of 2, 4 and 6
-    assert trained == [("as it is", "--seed", "0", "--epochs", epoch, *["--resume"] * (epoch > "1")) for epoch in "124"]
+    assert trained == [(dcgan.BASE, "--seed", "0", "--epochs", epoch, *["--resume"] * (epoch > "1")) for epoch in "124"]
     of_average, of_player = measured[:2]
     assert not torch.equal(of_average.layers[0].weight, of_player.layers[0].weight)
 
 
 def test_the_player_has_the_weights_that_play_and_a_batch_norm_of_its_own(ablation, tmp_path):
-    dcgan.subprocess.run(["as it is", str(tmp_path), "--epochs", "1"])
+    dcgan.subprocess.run([dcgan.BASE, str(tmp_path), "--epochs", "1"])
     _, _, result = sampler.load(tmp_path / "models" / "run.safetensors")
     played = dcgan.player(result, tmp_path).state_dict()
     saved = torch.load(tmp_path / "outputs" / "run" / "checkpoint.pt", weights_only=True)["parts"]["player"]
@@ -310,7 +310,7 @@ def test_speeds_are_compared_in_turns(monkeypatch):
     monkeypatch.setattr(dcgan, "halted", halted)
     monkeypatch.setattr(dcgan, "images_seen", lambda folder: 300 if folder.endswith("changed") else 200)
     assert dcgan.relative_speed("no flips") == 1.5
-    turn = [[(name, signal.SIGCONT), 1, (name, signal.SIGSTOP)] for name in ("changed", "as_it_is")]
+    turn = [[(name, signal.SIGCONT), 1, (name, signal.SIGSTOP)] for name in ("changed", "base")]
     assert told == [*turn[0], *turn[1]] * 2
 
 
@@ -350,8 +350,8 @@ def test_the_images_seen_are_those_of_all_steps(ablation, tmp_path):
 def test_each_row_of_dcgans_ablation_is_another_run_whose_command_makes_it_again(row):
     ours = tyro.cli(dcgan_cifar10.Config, args=dcgan.command(row, "here")[2:])
     assert (ours.root, ours.device, ours.precision, ours.decay) == ("here", "cpu", "fp32", False)
-    config = tyro.cli(dcgan_cifar10.Config, args=dcgan.ROWS[row])
-    assert (config == dcgan_cifar10.Config()) == (row == "as it is")
+    config = tyro.cli(dcgan_cifar10.Config, args=[*dcgan.WITHOUT, *dcgan.ROWS[row]])
+    assert (config == dcgan_cifar10.Config()) == (row == "augmentation and gradient penalty")
     assert tyro.cli(dcgan_cifar10.Config, args=score.command(dcgan_cifar10, config).split()[2:]) == config
 
 
