@@ -8,8 +8,8 @@ Radford, Metz and Chintala, "Unsupervised Representation Learning with Deep Conv
               measures all but the falling rates
 
 The kernels are 4 x 4, as in the authors' Torch code (in their Theano code 5 x 5). There the players take turns; here both move at once,
-from one batch of fakes. A run takes about 80 minutes on two cores that have bf16 units (on two that have none two hours). Each epoch adds
-a grid of images to outputs/dcgan_cifar10_<recipe>/; gif/dcgan_cifar10_<recipe>.gif shows them one after the other.
+from one batch of fakes. A run takes 50 to 90 minutes on two cores that have bf16 units (on two that have none over two hours). Each epoch
+adds a grid of images to outputs/dcgan_cifar10_<recipe>/; gif/dcgan_cifar10_<recipe>.gif shows them one after the other.
 
     python dcgan_cifar10.py
     python dcgan_cifar10.py --recipe paper
