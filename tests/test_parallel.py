@@ -35,8 +35,20 @@ def exact():
     torch.set_default_dtype(torch.float64)
     Dropout.forward = lambda self, x: x
     torch.nn.modules.batchnorm._BatchNorm.train = lambda self, mode=True: self
-    rand, randn = torch.rand, torch.randn
-    torch.rand = lambda count, *shape, **kind: rand(count * team.size, *shape, **kind)[team.rank :: team.size]
+    rand, randn, randint = torch.rand, torch.randn, torch.randint
+
+    def rand_of_share(*shape, **kind):
+        batch = int(shape[0] == 3)  # an augmentation's three numbers for colours come before it
+        whole = rand(*shape[:batch], shape[batch] * team.size, *shape[batch + 1 :], **kind)
+        return whole.unflatten(batch, (-1, team.size)).select(batch + 1, team.rank)
+
+    def randint_of_share(*limits, **kind):
+        *limits, (count, *shape) = limits
+        if len(limits) == 1:  # a class in z, which is drawn for the whole batch below
+            return randint(*limits, (count, *shape), **kind)
+        return randint(*limits, (count * team.size, *shape), **kind)[team.rank :: team.size]
+
+    torch.rand, torch.randint = rand_of_share, randint_of_share
     torch.randn = lambda count, *shape, **kind: randn(count * team.size, *shape, **kind)[team.rank :: team.size]
     torch.randn_like = lambda like: torch.randn(*like.shape)
     team, place, track, steps, step = Team(), Run.place, Run.track, Run.steps, Run.step
