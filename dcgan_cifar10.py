@@ -8,8 +8,9 @@ Radford, Metz and Chintala, "Unsupervised Representation Learning with Deep Conv
               measures all but the falling rates
 
 The kernels are 4 x 4, as in the authors' Torch code (in their Theano code 5 x 5). There the players take turns; here both move at once,
-from one batch of fakes. A run takes 50 to 90 minutes on two cores that have bf16 units (on two that have none over two hours). Each epoch
-adds a grid of images to outputs/dcgan_cifar10_<recipe>/; gif/dcgan_cifar10_<recipe>.gif shows them one after the other.
+from one batch of fakes. A run takes 50 to 75 minutes on two cores that have bf16 units (on two that have none over two hours, `paper`
+nearly five). Each epoch adds a grid of images to outputs/dcgan_cifar10_<recipe>/; gif/dcgan_cifar10_<recipe>.gif shows them one after the
+other.
 
     python dcgan_cifar10.py
     python dcgan_cifar10.py --recipe paper
@@ -33,7 +34,7 @@ from torch.optim.swa_utils import update_bn
 from utils.average import add_to_average
 from utils.device import widen
 from utils.known import KNOWN
-from utils.layers import Conv2d, ConvTranspose2d, Flatten, Unflatten, no_weight_gradients
+from utils.layers import Conv2d, ConvTranspose2d, Flatten, Unflatten
 from utils.run import Run
 from utils.shell import UserError, command_line, require_not_negative, require_positive, require_share
 
@@ -69,7 +70,7 @@ class Config:
     augment: bool | None = None
     """Whether all that the discriminator sees is augmented, differentiably."""
     penalty: float | None = None
-    """Weight of the zero-centred gradient penalty: half of it times |dD/dx|^2 at real images, and as much at fakes; 0 for none."""
+    """Weight of the zero-centred gradient penalty: half of it times |dD/dx|^2 at the real images that D sees, and at the fakes; 0: none."""
     learning_rate: float = 0.0002
     """The discriminator's."""
     generator_rate: float = 1.0
@@ -217,7 +218,7 @@ THEORY = {
     "hinge": {"loss_d": ("2", 2.0)},
     "relativistic": {"loss_d": ("log 2", math.log(2)), "loss_g": ("log 2", math.log(2))},
 }
-LARGEST = 1024  # of the networks' base: 168 million weights in each
+LARGEST = 1024  # of the networks' base: of 174 million weights in G, 168 in D
 AVERAGED_EVERY = 4  # steps: neighbours hardly differ
 SETTLING = 2000  # points of the latent space that the averaged generator's batch norm takes its statistics from
 
@@ -262,8 +263,7 @@ def squared_slope(discriminator: nn.Module, images: torch.Tensor, one_hot: torch
     equation 9). Where D has batch norm, an image sways the logits of the others, and D is the sum of all of them."""
     images = images.detach().requires_grad_()
     logits, _ = discriminator(images, one_hot)
-    with no_weight_gradients():
-        (slope,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
+    (slope,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
     return slope.square().sum((1, 2, 3)).mean()
 
 
@@ -320,8 +320,7 @@ def move_at_once(
         run.log(slope_real=slope_real, slope_fake=slope_fake)
 
     # Generator, before D forgets what it saw.
-    with no_weight_gradients():
-        (gradient,) = torch.autograd.grad(run.scaler.scale(loss_g + class_fake), seen, retain_graph=True)
+    (gradient,) = torch.autograd.grad(run.scaler.scale(loss_g + class_fake), seen, retain_graph=True)
     run.backward(None, generator, onward=[(fake, gradient)])
 
     # Discriminator: it learns the classes from real images alone.
@@ -347,11 +346,9 @@ def train(config: Config) -> None:
     generator, discriminator = run.place(*players)
     images, _ = run.load(config.data, size=32, channels=3, held_out=config.held_out)
     one_hot = F.one_hot(run.labels, CLASSES).float() if config.classes else torch.zeros(len(images), 0, device=run.device)
-    rates = config.learning_rate * config.generator_rate, config.learning_rate
-    adam_g, adam_d = (
-        Adam(player.parameters(), rate, betas=(0.5, 0.999), fused=True)
-        for player, rate in zip((generator, discriminator), rates, strict=True)
-    )
+    rate_g, rate_d = config.learning_rate * config.generator_rate, config.learning_rate
+    adam_g = Adam(generator.parameters(), rate_g, betas=(0.5, 0.999), fused=True)
+    adam_d = Adam(discriminator.parameters(), rate_d, betas=(0.5, 0.999), fused=True)
     result = copy.deepcopy(generator) if config.average else generator
     run.track(generator=result, player=generator, discriminator=discriminator, adam_g=adam_g, adam_d=adam_d)
     fixed_z = generator.latent(SETTLING, "cpu", torch.Generator().manual_seed(config.seed)).to(run.device)
@@ -360,8 +357,7 @@ def train(config: Config) -> None:
         for real, of_real in run.batches(images, *generator.pixels, beside=one_hot):
             if config.decay:
                 left = 1 - run.iteration / (config.epochs * run.count)
-                for adam, rate in ((adam_g, rates[0]), (adam_d, rates[1])):
-                    adam.param_groups[0]["lr"] = rate * left
+                adam_g.param_groups[0]["lr"], adam_d.param_groups[0]["lr"] = rate_g * left, rate_d * left
             move_at_once(run, generator, discriminator, adam_g, adam_d, real, of_real, config)
             if config.average and run.iteration % AVERAGED_EVERY == 0:
                 add_to_average(result, generator, run.iteration // AVERAGED_EVERY, config.average)

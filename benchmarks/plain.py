@@ -211,10 +211,9 @@ def main(plain: Plain) -> None:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)
-    of_the_recipe = {"learning_rate": LEARNING_RATE, "generator_rate": 1.0, "average": 0.0, "held_out": 0}
-    off = {"warm_up": 0, "flips": False, "decay": False, "augment": False, "penalty": 0.0}
-    of_the_recipe |= {name: value for name, value in off.items() if hasattr(config, name)}
-    config = dataclasses.replace(config, seed=plain.seed, name=name, epochs=len(rows), **of_the_recipe)
+    switched_off = {"average": 0.0, "held_out": 0, "warm_up": 0, "flips": False, "decay": False, "augment": False, "penalty": 0.0}
+    used = {"learning_rate": LEARNING_RATE, "generator_rate": 1.0} | {key: off for key, off in switched_off.items() if hasattr(config, key)}
+    config = dataclasses.replace(config, seed=plain.seed, name=name, epochs=len(rows), **used)
     command = f"python benchmarks/plain.py --model {plain.model} --minutes {plain.minutes:g}"
     save_generator(Path(plain.root) / "models" / f"{name}.safetensors", generator.eval(), type(config).__module__, config, command=command)
 

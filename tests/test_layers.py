@@ -3,8 +3,9 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from utils.layers import Conv2d, ConvTranspose2d, Flatten, HugeLinear, Unflatten, no_weight_gradients
+from utils.layers import Conv2d, ConvTranspose2d, Flatten, HugeLinear, Unflatten
 
 LAYERS = [  # ours, PyTorch's, what both are made with
     (Conv2d, nn.Conv2d, (6, 8, 4, 2, 1)),
@@ -20,9 +21,9 @@ def seeded():
     torch.manual_seed(0)
 
 
-def pair(ours, theirs, shape):
+def pair(ours, theirs, shape, of_theirs=None):
     """A layer of ours and PyTorch's in float64, with the same weights, which bf16 holds exactly."""
-    layer, reference = ours(*shape), theirs(*shape).double()
+    layer, reference = ours(*shape), theirs(*(of_theirs or shape)).double()
     with torch.no_grad():
         for a, b in zip(layer.parameters(), reference.parameters(), strict=True):
             a.copy_(a.bfloat16())
@@ -34,13 +35,14 @@ def assert_close(found, expected):
     assert (found.double() - expected).norm() < 2 * SHORT * expected.norm()
 
 
-def images(channels):
-    return torch.randn(5, channels, 8, 8).bfloat16().float().requires_grad_()
+def images(channels, side=8):
+    return torch.randn(5, channels, side, side).bfloat16().float().requires_grad_()
 
 
+@pytest.mark.parametrize("side", [8, 12])
 @pytest.mark.parametrize(("ours", "theirs", "shape"), LAYERS)
-def test_the_output_and_all_gradients_are_pytorchs(ours, theirs, shape):
-    assert_as_pytorchs(*pair(ours, theirs, shape), images(shape[0]))
+def test_the_output_and_all_gradients_are_pytorchs(ours, theirs, shape, side):
+    assert_as_pytorchs(*pair(ours, theirs, shape), images(shape[0], side))
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -104,24 +106,50 @@ def test_a_penalty_on_the_gradient_moves_the_weights_as_with_pytorchs(ours, thei
         x = start.to(layer.weight.dtype).requires_grad_()
         with torch.autocast("cpu", torch.bfloat16, enabled=layer.weight.dtype == torch.float32):
             y = layer(x).square().sum()
-        with no_weight_gradients():
-            (gradient,) = torch.autograd.grad(y, x, create_graph=True)
+        (gradient,) = torch.autograd.grad(y, x, create_graph=True)
         found.append(torch.autograd.grad(gradient.square().sum(), layer.weight)[0])
     assert (found[0].double() - found[1]).norm() < 4 * SHORT * found[1].norm()  # twice as many roundings on the way
 
 
 @pytest.mark.parametrize(("ours", "theirs", "shape"), LAYERS)
-def test_without_weight_gradients_the_inputs_is_the_same(ours, theirs, shape):
+def test_the_weights_gradient_can_be_differentiated_again_after_other_passes(ours, theirs, shape):
+    found, starts = [], [images(shape[0]).detach() for _ in range(2)]
+    for layer in pair(ours, theirs, shape):
+        passes = [x.to(layer.weight.dtype).requires_grad_() for x in starts]
+        with torch.autocast("cpu", torch.bfloat16, enabled=layer.weight.dtype == torch.float32):
+            y = sum(layer(x).square().sum() for x in passes)
+        (gradient,) = torch.autograd.grad(y, layer.weight, create_graph=True)
+        found.append(torch.cat(torch.autograd.grad(gradient.square().sum(), passes)))
+    assert (found[0].double() - found[1]).norm() < 4 * SHORT * found[1].norm()  # twice as many roundings on the way
+
+
+@pytest.mark.parametrize(("ours", "theirs", "shape"), LAYERS)
+def test_a_backward_pass_works_out_only_what_it_is_after(ours, theirs, shape):
     layer, _ = pair(ours, theirs, shape)
     x = images(shape[0])
     with torch.autocast("cpu", torch.bfloat16):
         y = layer(x)
-    y.sum().backward(retain_graph=True)
-    expected, x.grad, layer.weight.grad = x.grad, None, None
-    with no_weight_gradients():
-        y.sum().backward()
-    assert torch.equal(x.grad, expected)
+
+    def gradients(*inputs):
+        with FlopCounterMode(display=False) as counter:
+            found = torch.autograd.grad(y.sum(), inputs, retain_graph=True)
+        return found, counter.get_total_flops()
+
+    (of_x, of_weight), both = gradients(x, layer.weight)
+    for tensor, expected in ((x, of_x), (layer.weight, of_weight)):
+        (found,), operations = gradients(tensor)
+        assert torch.equal(found, expected)
+        assert operations == both / 2 > 0
+    y.sum().backward(inputs=[x])
+    assert torch.equal(x.grad, of_x)
     assert layer.weight.grad is None
+
+
+def test_layers_of_several_sizes_share_their_memory():
+    def chain(kind):
+        return nn.Sequential(kind(3, 8, 4, 2, 1), kind(8, 4, 4, 2, 1), kind(4, 2, 4, 2, 1))
+
+    assert_as_pytorchs(*pair(chain, chain, (Conv2d,), (nn.Conv2d,)), images(3, 16))
 
 
 def test_sizes_that_leave_a_rest_are_left_to_pytorch():

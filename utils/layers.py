@@ -1,26 +1,13 @@
 """Layers that don't choke a CPU."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.autograd.function import once_differentiable
 
 ROWS = 500  # of a huge matrix: with 8000 numbers each 8 MB in short floats
-_wanted = True  # whether a backward pass is after the weights' gradients
-
-
-@contextmanager
-def no_weight_gradients() -> Iterator[None]:
-    """Around a backward pass that only is to reach a network's input: PyTorch can't tell the classes below, which would find both."""
-    global _wanted
-    _wanted = False
-    try:
-        yield
-    finally:
-        _wanted = True
+SMALL = 8  # pixels: the side of an image on which a convolution is slower than a product of its windows
+_space = torch.empty(0)  # for windows
 
 
 class Conv2d(nn.Conv2d):
@@ -151,6 +138,8 @@ class _Convolution(torch.autograd.Function):
     def forward(ctx, x, weight, bias, stride, padding, transposed):
         ctx.save_for_backward(x, weight)
         ctx.form = stride, padding, transposed
+        if not transposed and x.shape[3] <= SMALL:
+            return _product(x, weight, bias, stride, padding)
         bias = None if bias is None else bias.to(x.dtype)
         return (F.conv_transpose2d if transposed else F.conv2d)(x, weight, bias, stride, padding)
 
@@ -160,24 +149,56 @@ class _Convolution(torch.autograd.Function):
         stride, padding, transposed = ctx.form
         gradient = _side_by_side(gradient)
         of_x = of_weight = of_bias = None
-        if ctx.needs_input_grad[0]:
+        to_x, to_weight = (_leads_on(node) for node, _ in ctx.next_functions[:2])
+        if to_x:
             of_x = _Convolution.apply(gradient, weight, None, stride, padding, not transposed)
-        if _wanted:
+        if to_weight:
             large, small = (gradient, x) if transposed else (x, gradient)
             of_weight = _weight_gradient(large, small, weight.shape[-1], stride, padding)
             of_bias = gradient.sum((0, 2, 3), dtype=torch.float32) if ctx.needs_input_grad[2] else None
         return of_x, of_weight, of_bias, None, None, None
 
 
+def _leads_on(node: torch.autograd.graph.Node | None) -> bool:
+    """Whether this backward pass goes on to a node; ctx.needs_input_grad only tells whether one could.
+
+    Through D to the images it isn't after D's weights, and on the way to these not after the images. Of a leaf the engine won't tell.
+    """
+    return node is not None and (not node.next_functions or torch._C._will_engine_execute_node(node))
+
+
+def _product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, stride: int, padding: int) -> torch.Tensor:
+    """conv2d as one matrix product, which is faster for small images: its windows (Nhw x kernel kernel C) with the weight."""
+    height, width = ((side + 2 * padding - weight.shape[2]) // stride + 1 for side in x.shape[2:])
+    result = torch.empty(len(x), len(weight), height, width, dtype=x.dtype, memory_format=torch.channels_last)
+    windows = _windows(x, height, width, weight.shape[2], stride, padding)
+    torch.mm(windows, weight.permute(0, 2, 3, 1).flatten(1).T, out=result.permute(0, 2, 3, 1).view(-1, len(weight)))
+    return result if bias is None else result.add_(bias.view(-1, 1, 1))
+
+
 def _weight_gradient(large: torch.Tensor, small: torch.Tensor, kernel: int, stride: int, padding: int) -> torch.Tensor:
     """Of the convolution that takes `large` (N x C x H x W) to the shape of `small` (N x c x h x w): c x C x kernel x kernel.
 
-    It is the product of `small` as a matrix (Nhw x c) and of the windows of `large` (Nhw x kernel kernel C).
+    It is the product of `small` as a matrix (Nhw x c) and of the windows of `large`.
     """
-    count, channels, height, width = small.shape
-    wide = F.pad(large.permute(0, 2, 3, 1), (0, 0, padding, padding, padding, padding))  # N x H x W x C
-    image, row, column, _ = wide.stride()
-    line = kernel * large.shape[1]  # of a window, which lies in one piece
-    windows = wide.as_strided((count, height, width, kernel, line), (image, stride * row, stride * column, row, 1))
-    product = small.permute(0, 2, 3, 1).reshape(-1, channels).T @ windows.reshape(count * height * width, kernel * line)
-    return product.view(channels, kernel, kernel, large.shape[1]).permute(0, 3, 1, 2)
+    windows = _windows(large, *small.shape[2:], kernel, stride, padding)
+    product = small.permute(0, 2, 3, 1).flatten(0, 2).T @ windows
+    return product.view(len(product), kernel, kernel, -1).permute(0, 3, 1, 2)
+
+
+def _windows(x: torch.Tensor, height: int, width: int, kernel: int, stride: int, padding: int) -> torch.Tensor:
+    """Of N x C x H x W, channels last, height x width squares of kernel x kernel: a matrix of N height width x kernel kernel C.
+
+    Where nothing is differentiated again, it lies in memory that the next call writes over: new memory of 32 MB or more comes from the
+    system, page by page.
+    """
+    global _space
+    padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, padding, padding, padding, padding))  # N x H x W x C
+    image, row, column, _ = padded.stride()
+    shape = len(x), height, width, kernel, kernel * x.shape[1]  # each row of a window lies in one piece
+    windows = padded.as_strided(shape, (image, stride * row, stride * column, row, 1))
+    if not torch.is_grad_enabled():
+        if _space.numel() < windows.numel() or _space.dtype != windows.dtype:
+            _space = torch.empty(windows.numel(), dtype=windows.dtype)
+        windows = _space[: windows.numel()].view(shape).copy_(windows)
+    return windows.reshape(len(x) * height * width, -1)
