@@ -2,6 +2,7 @@
 
 import re
 import signal
+import subprocess
 import sys
 import time
 from contextlib import contextmanager
@@ -344,6 +345,14 @@ def test_a_halted_run_does_nothing_and_has_to_save_in_the_end(tmp_path):
 def test_the_images_seen_are_those_of_all_steps(ablation, tmp_path):
     dcgan.subprocess.run(["no flips", str(tmp_path), "--epochs", "2"])
     assert dcgan.images_seen(str(tmp_path)) == 200
+
+
+def test_the_readme_shows_the_committed_ablation(tmp_path, capsys):
+    for name in ("dcgan.csv", "dcgan_speed.csv"):
+        with open(tmp_path / name, "wb") as copy:  # as committed: measurements of one's own add to them
+            subprocess.run(["git", "show", f":benchmarks/{name}"], cwd=PROJECT, stdout=copy, check=True)
+    dcgan.show(dcgan.read_runs(tmp_path / "dcgan.csv"), dcgan.read_speeds(tmp_path / "dcgan_speed.csv"), dcgan.Table().minutes)
+    assert capsys.readouterr().out in (PROJECT / "README.md").read_text()
 
 
 @pytest.mark.parametrize("row", dcgan.ROWS)
