@@ -218,7 +218,7 @@ THEORY = {
     "hinge": {"loss_d": ("2", 2.0)},
     "relativistic": {"loss_d": ("log 2", math.log(2)), "loss_g": ("log 2", math.log(2))},
 }
-LARGEST = 1024  # of the networks' base: of 174 million weights in G, 168 in D
+LARGEST = 1024  # of the networks' base, where G has 174 million weights and D 168
 AVERAGED_EVERY = 4  # steps: neighbours hardly differ
 SETTLING = 2000  # points of the latent space that the averaged generator's batch norm takes its statistics from
 

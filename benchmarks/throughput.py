@@ -47,8 +47,10 @@ from utils.shell import command_line
 SECONDS = 8  # that the plain recipe is timed for, after so many steps, of which the first are slower
 WARM_UP, LONG_WARM_UP = 30, 10
 PEAK_SIZE = 4096
-CONVOLUTIONAL: dict[str, tuple[ModuleType, int, dict[str, Any]]] = {  # the experiment; images held out, so that an epoch takes 10 to
-    "infogan": (infogan_mnist, 60_000 - 6_400, {}),  # 20 s: its first steps, beside the last checkpoint's flushing, are slower; constants
+# The experiment; images held out; constants. What is left makes epochs of 10 to 20 s: in shorter ones the first steps, which are slower,
+# beside the last checkpoint's flushing, would count too much.
+CONVOLUTIONAL: dict[str, tuple[ModuleType, int, dict[str, Any]]] = {
+    "infogan": (infogan_mnist, 60_000 - 6_400, {}),
     "dcgan": (dcgan_cifar10, 50_000 - 7_680, {"recipe": "paper"}),
     "modern": (dcgan_cifar10, 50_000 - 7_680, {"recipe": "modern", "labels": False, "augment": False, "penalty": 0.0}),
     "conv": (gan_cifar10_conv, 50_000 - 2_560, {}),
