@@ -4,7 +4,7 @@ Radford, Metz and Chintala, "Unsupervised Representation Learning with Deep Conv
 (arXiv 1511.06434): strided convolutions in D, transposed ones in G, batch norm nearly everywhere. The constant `recipe` is
 
     paper     their networks, one size smaller for images of 32 x 32, their losses, rates and starting weights
-    modern    the same networks, G told what to show and D asked which class it sees, and constants of which benchmarks/dcgan.py
+    modern    the same networks, G told what to show and D asked which class it sees, with constants of which benchmarks/dcgan.py
               measures what each is worth, but for the falling rates
 
 The kernels are 4 x 4, as in the authors' Torch code (in their Theano code 5 x 5). There the players take turns; here both move at once,
@@ -41,12 +41,10 @@ from utils.shell import UserError, command_line, require_not_negative, require_p
 NOISE, CLASSES = 100, 10  # numbers of noise in z; classes of each known set
 RECIPES: dict[str, dict[str, Any]] = {
     "paper": {
-        "labels": False, "base": 128, "batch_size": 128, "average": 0.0, "decay": False, "flips": False, "augment": False,
-        "penalty": 0.0, "generator_rate": 1.0,
+        "labels": False, "base": 128, "batch_size": 128, "average": 0.0, "decay": False, "flips": False, "augment": False, "penalty": 0.0
     },
     "modern": {
-        "labels": True, "base": 64, "batch_size": 16, "average": 0.1, "decay": True, "flips": True, "augment": True,
-        "penalty": 0.01, "generator_rate": 2.0,
+        "labels": True, "base": 64, "batch_size": 16, "average": 0.1, "decay": True, "flips": True, "augment": True, "penalty": 0.01
     },
 }  # fmt: skip
 
@@ -73,10 +71,10 @@ class Config:
     """Whether all that the discriminator sees is augmented, differentiably."""
     penalty: float | None = None
     """Weight of the zero-centred gradient penalty: half of it times |dD/dx|^2 at the real images that D sees, and at the fakes; 0: none."""
-    generator_rate: float | None = None
-    """The generator's learning rate, in units of the discriminator's."""
     learning_rate: float = 0.0002
     """The discriminator's."""
+    generator_rate: float = 1.0
+    """The generator's learning rate, in units of the discriminator's."""
     loss: Annotated[str, tyro.conf.arg(metavar="logistic|hinge|relativistic")] = "logistic"
     """What the players play for: the game of 2014, the hinge, or the relativistic pairing."""
     batch_norm: tyro.conf.FlagConversionOff[bool] = True
