@@ -1,4 +1,4 @@
-"""DCGAN on CIFAR-10, as the paper has it, and with what ten years of GAN papers add that pays on a laptop.
+"""DCGAN on CIFAR-10, as the paper has it, and with what ten years of GAN papers have added to it.
 
 Radford, Metz and Chintala, "Unsupervised Representation Learning with Deep Convolutional Generative Adversarial Networks", ICLR 2016
 (arXiv 1511.06434): strided convolutions in D, transposed ones in G, batch norm nearly everywhere. The constant `recipe` is
@@ -54,7 +54,7 @@ class Config:
     """Train DCGAN on CIFAR-10, or on your own pictures."""
 
     recipe: Annotated[str, tyro.conf.arg(metavar="paper|modern")] = "modern"
-    """The paper's, or what pays since. The constants that are None below follow from it, by the table above."""
+    """The paper's, or one with what came since. The constants that are None here follow from it, by the table at the top of the file."""
     labels: bool | None = None
     """Whether G is told what to show and D has to recognise it, where labels are known: of a folder of pictures they aren't."""
     base: int | None = None
@@ -64,9 +64,9 @@ class Config:
     average: float | None = None
     """How far back the average of G's weights, the result, reaches: 0 not at all, 1 to the start."""
     decay: bool | None = None
-    """Whether the learning rates fall to zero, evenly over all epochs (a finished run that gets more starts again with higher ones)."""
+    """Whether the learning rates fall to zero, evenly over all epochs (with --resume and more of these they rise again first)."""
     flips: bool | None = None
-    """Whether real images are mirrored, each with a chance of one half; of digits, which have a direction, only where this is given."""
+    """Whether real images are mirrored, each with a chance of one half; MNIST's, which have a direction, only where this is given."""
     augment: bool | None = None
     """Whether all that the discriminator sees is augmented, differentiably."""
     penalty: float | None = None
@@ -82,7 +82,7 @@ class Config:
     spectral_norm: tyro.conf.FlagConversionOff[bool] = False
     """Whether each of the discriminator's weight matrices is divided by its largest singular value."""
     penalty_every: int = 16
-    """Steps from one penalty to the next, each of which counts as many times."""
+    """Steps from one penalty to the next, each of which counts as many times (Karras et al. 2020, "lazy regularization")."""
     epochs: int = 38
     """Passes over the training images."""
     data: str = "cifar10"
@@ -259,8 +259,8 @@ def class_loss(logits: torch.Tensor, one_hot: torch.Tensor) -> torch.Tensor:
 
 
 def squared_slope(discriminator: nn.Module, images: torch.Tensor, one_hot: torch.Tensor) -> torch.Tensor:
-    """|dD/dx|^2, mean over the images (N x 3 x 32 x 32, of N x classes): the zero-centred gradient penalty (Mescheder et al. 2018,
-    equation 9). Where D has batch norm, an image sways the logits of the others, and D is the sum of all of them."""
+    """|dD/dx|^2, mean over the images (N x 3 x 32 x 32, of N x classes): the zero-centred gradient penalty (Mescheder et al. 2018), at
+    real images R1 (equation 9), at fakes R2 (10). Where D has batch norm, an image sways the logits of the others, and D is their sum."""
     images = images.detach().requires_grad_()
     logits, _ = discriminator(images, one_hot)
     (slope,) = torch.autograd.grad(logits.sum(), images, create_graph=True)

@@ -8,9 +8,10 @@ The discriminator has three convolutional maxout layers and one fully connected 
 connected to 8000 more, which are 80 pictures of 10 x 10 that one transposed convolution paints the image from: 65 million weights.
 
 Sizes and starting weights are those of the authors' published settings. `--optimizer sgd` is the paper's way, which needs more epochs than
-two cores have time for. By default Adam moves the players, the generator's two layers are normalised, without which the images of all z
-stay nearly alike for long, and the result is an average of its weights. The authors give each image by itself the mean 0 and the
-deviation 1; here all images have the same mean and scale, so that a generated one can be shown as it is.
+two cores have time for. By default Adam moves the players, at rates that fall to zero; the generator's two layers are normalised, without
+which the images of all z stayed nearly alike in trials of five minutes; and the result is an average of its weights. The authors give
+each image by itself the mean 0 and the deviation 1; here all images have the same mean and scale, so that a generated one can be shown as
+it is.
 
 Each epoch adds a grid of images to outputs/gan_cifar10_conv/; gif/gan_cifar10_conv.gif shows them one after the other. A run takes
 about 75 minutes on two CPU cores that have bf16 units (on two that have none five hours, 18 minutes an epoch), and up to 3.6 GB of the
@@ -41,8 +42,8 @@ from utils.shell import UserError, command_line, require_positive, require_share
 
 NOISE = 100  # numbers in z
 OPTIMIZERS: dict[str, dict[str, Any]] = {  # what goes with each
-    "adam": {"learning_rate": 0.0005, "generator_rate": 0.4, "average": 0.1, "batch_size": 32, "batch_norm": True},
-    "sgd": {"learning_rate": 0.004, "generator_rate": 1.0, "average": 0.0, "batch_size": 128, "batch_norm": False},
+    "adam": {"learning_rate": 0.0005, "generator_rate": 0.4, "decay": True, "average": 0.1, "batch_size": 32, "batch_norm": True},
+    "sgd": {"learning_rate": 0.004, "generator_rate": 1.0, "decay": False, "average": 0.0, "batch_size": 128, "batch_norm": False},
 }
 LARGEST, LARGEST_LAYER = 65_536, 2**28  # of the networks' widths; weights of a layer, 1 GB
 
@@ -52,11 +53,13 @@ class Config:
     """Train the convolutional GAN of 2014 on CIFAR-10, or on your own pictures."""
 
     optimizer: Annotated[str, tyro.conf.arg(metavar="adam|sgd")] = "adam"
-    """Adam, or the paper's SGD with momentum. The constants that are None below follow from it, by the table above."""
+    """Adam, or the paper's SGD with momentum. The constants that are None here follow from it, by the table at the top of the file."""
     learning_rate: float | None = None
     """The discriminator's; with Adam a unit of n inputs has 100 / n of it (adam_by_inputs)."""
     generator_rate: float | None = None
     """The generator's learning rate, in units of the discriminator's."""
+    decay: bool | None = None
+    """Whether Adam's rates fall to zero, evenly over all epochs (with --resume and more of these they rise again first)."""
     average: float | None = None
     """How far back the average of G's weights, the result, reaches: 0 not at all, 1 to the start."""
     batch_size: int | None = None
@@ -243,9 +246,16 @@ def adam_by_inputs(network: nn.Module, rate: float) -> Adam:
     return Adam(groups, betas=BETAS, fused=True)
 
 
-def paper_schedule(sgd: Optimizer, rate: float, update: int, epoch: int) -> None:
+def fall(adam: Optimizer, left: float) -> None:
+    """Each rate becomes the share of its starting value that is left."""
+    for group in adam.param_groups:
+        group["lr"] = group["initial_lr"] * left
+
+
+def paper_schedule(sgd: Optimizer, update: int, epoch: int) -> None:
     """The authors' rate, divided by 1.000004 after every update, and momentum, from 0.5 in epoch 1 to 0.7 in epoch 250."""
     for group in sgd.param_groups:
+        rate = group["initial_lr"]
         group.update(lr=max(rate / 1.000004**update, min(rate, 1e-6)), momentum=0.5 + 0.2 * min((epoch - 1) / 249, 1))
 
 
@@ -268,15 +278,19 @@ def train(config: Config) -> None:
         fused = run.precision != "fp16"  # where a step is left out, the fused SGD's velocity starts as garbage
         optimizer_g = SGD(generator.parameters(), rate_g, momentum=0.5, fused=fused)
         optimizer_d = SGD(discriminator.parameters(), rate_d, momentum=0.5, fused=fused)
+    for group in (*optimizer_g.param_groups, *optimizer_d.param_groups):
+        group["initial_lr"] = group["lr"]
     result = copy.deepcopy(generator) if config.average else generator
     run.track(generator=result, player=generator, discriminator=discriminator, optimizer_g=optimizer_g, optimizer_d=optimizer_d)
     fixed_z = generator.latent(SETTLING, "cpu", torch.Generator().manual_seed(config.seed)).to(run.device)
 
     for epoch in run.epochs():
         for real in run.batches(images, *generator.pixels):
-            if config.optimizer == "sgd":
-                paper_schedule(optimizer_g, rate_g, run.iteration, epoch)
-                paper_schedule(optimizer_d, rate_d, run.iteration, epoch)
+            for optimizer in (optimizer_g, optimizer_d):
+                if config.optimizer == "sgd":
+                    paper_schedule(optimizer, run.iteration, epoch)
+                elif config.decay:
+                    fall(optimizer, 1 - run.iteration / (config.epochs * run.count))
             move_at_once(run, generator, discriminator, optimizer_g, optimizer_d, real)
             if config.average and run.iteration % AVERAGED_EVERY == 0:
                 add_to_average(result, generator, run.iteration // AVERAGED_EVERY, config.average)

@@ -28,6 +28,8 @@ from torch.utils.flop_counter import FlopCounterMode
 sys.path.extend(str(Path(__file__).parents[1] / folder) for folder in ("", "tests"))
 from runs import PlainRun
 
+import dcgan_cifar10
+import gan_cifar10_conv
 import gan_mnist
 import gan_normal
 import gan_ring
@@ -35,7 +37,13 @@ import infogan_mnist
 from utils.shell import command_line
 
 MODELS = {"maxout": 100, "batchnorm": 100, "leaky": 256, "infogan": 128}  # gan_mnist's and infogan_mnist, with the batch that is measured
-OTHERS = {"gan_normal": gan_normal, "gan_ring": gan_ring}  # without images: only what they send
+OTHERS = {  # of which only what they send is told
+    "gan_normal": (gan_normal, {}),
+    "gan_ring": (gan_ring, {}),
+    "dcgan modern": (dcgan_cifar10, {}),
+    "dcgan paper": (dcgan_cifar10, {"recipe": "paper"}),
+    "conv": (gan_cifar10_conv, {}),
+}
 EPOCHS, IMAGES = 4, 10_000  # measured; the first epoch of a run warms up
 FIRST_BUCKET, BUCKET = 2**20, 25 * 2**20  # bytes that DDP sends at once
 LINKS = {  # bytes/s that a process can send, seconds from one to the next; what vendors state, not measured
@@ -133,7 +141,10 @@ def gpu_seconds(model: str, batch: int) -> float:
 def networks(model: str) -> tuple[torch.nn.Module, torch.nn.Module]:
     """The players of one of gan_mnist's models, or of another experiment."""
     if model in OTHERS:
-        return OTHERS[model].make_generator(OTHERS[model].Config()), OTHERS[model].Discriminator()
+        experiment, constants = OTHERS[model]
+        config = experiment.Config(**constants)
+        sizes = {"base": config.base, "classes": config.classes} if experiment is dcgan_cifar10 else {}
+        return experiment.make_generator(config), experiment.Discriminator(**sizes)
     if model == "infogan":
         return infogan_mnist.Generator(), infogan_mnist.Discriminator()
     return gan_mnist.make_generator(gan_mnist.Config(model=model)), gan_mnist.DISCRIMINATORS[model]()
@@ -141,7 +152,8 @@ def networks(model: str) -> tuple[torch.nn.Module, torch.nn.Module]:
 
 def gradient_bytes(model: str) -> list[int]:
     """Of each player, in float32."""
-    return [sum(4 * weight.numel() for weight in player.parameters()) for player in networks(model)]
+    with torch.device("meta"):  # `conv` would take 0.3 GB
+        return [sum(4 * weight.numel() for weight in player.parameters()) for player in networks(model)]
 
 
 def ring_seconds(sizes: list[int], processes: int, bandwidth: float, latency: float) -> float:

@@ -22,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import dcgan_cifar10
 import gan_cifar10_conv
 import gan_mnist
+import gan_ring
 import infogan_mnist
 import sampler
 import score
@@ -419,9 +420,17 @@ def test_the_ring_takes_the_time_that_its_bytes_and_rounds_take():
     assert scaling.ring_seconds([10**6, 10**7], processes=8, bandwidth=1e15, latency=1) == pytest.approx(3 * 14)
 
 
-def test_a_step_sends_the_gradients_of_both_players():
-    players = sampler.load(PROJECT / "models" / "gan_mnist_leaky.safetensors")[2], gan_mnist.LeakyDiscriminator()
-    assert scaling.gradient_bytes("leaky") == [4 * sum(weight.numel() for weight in player.parameters()) for player in players]
+@pytest.mark.parametrize(
+    ("model", "weights", "discriminator"),
+    [
+        ("leaky", "gan_mnist_leaky", gan_mnist.LeakyDiscriminator()),
+        ("gan_ring", "gan_ring", gan_ring.Discriminator()),
+        ("dcgan modern", "dcgan_cifar10_modern", dcgan_cifar10.Discriminator(64, classes=10)),
+    ],
+)
+def test_a_step_sends_the_gradients_of_both_players(model, weights, discriminator):
+    players = sampler.load(PROJECT / "models" / f"{weights}.safetensors")[2], discriminator
+    assert scaling.gradient_bytes(model) == [4 * sum(weight.numel() for weight in player.parameters()) for player in players]
 
 
 def test_a_step_takes_a_gpu_as_long_as_its_kernels_or_its_products(monkeypatch):

@@ -12,6 +12,7 @@ from gan_cifar10_conv import (
     Config,
     Discriminator,
     Generator,
+    Maxout,
     PooledMaxout,
     adam_by_inputs,
     discriminator_loss,
@@ -88,6 +89,26 @@ def test_columns_and_pooled_maxout_are_the_wide_convolution_maxout_and_pooling(w
         torch.testing.assert_close(found, expected)
 
 
+def test_maxout_is_the_largest_of_its_pieces():
+    layer, x = Maxout(7, 3, pieces=5).double(), torch.randn(4, 7, dtype=torch.float64)
+    weight, bias = layer.linear.weight.detach(), layer.linear.bias.detach()
+    expected = [[max(weight[5 * unit + piece] @ row + bias[5 * unit + piece] for piece in range(5)) for unit in range(3)] for row in x]
+    torch.testing.assert_close(layer(x), torch.tensor(expected, dtype=torch.float64))
+
+
+def test_the_generator_is_the_papers():
+    """Rectified units, sigmoid ones, and the image that they paint by a transposed convolution."""
+    generator = Generator(**SMALL, batch_norm=False).double()
+    for weight in generator.parameters():
+        nn.init.normal_(weight)
+    first, second, paint = (layer for layer in generator.layers if hasattr(layer, "weight"))
+    z = torch.randn(5, 100, dtype=torch.float64)
+    units = (z @ first.weight.T + first.bias).clamp(min=0)
+    pictures = 1 / (1 + (-units @ second.weight.T - second.bias).exp())
+    image = F.conv_transpose2d(pictures.view(5, 4, 10, 10), paint.weight, stride=3)
+    torch.testing.assert_close(generator(z), image + generator.bias)
+
+
 def players():
     """In float64, without dropout, with weights large enough for every gradient to be far above the rounding."""
     generator, discriminator = Generator(**SMALL).double(), Discriminator(4, 8).double().eval()
@@ -148,9 +169,9 @@ def test_the_losses_are_the_papers():
 
 
 def test_the_schedule_is_the_papers():
-    sgd = torch.optim.SGD([torch.zeros(1)], 1.0, momentum=0.1)
+    sgd = torch.optim.SGD([{"params": [torch.zeros(1)], "initial_lr": 0.004}], 1.0, momentum=0.1)
     for update, epoch, rate, momentum in [(0, 1, 0.004, 0.5), (100_000, 125.5, 0.004 * 1.000004**-100_000, 0.6), (10**7, 400, 1e-6, 0.7)]:
-        paper_schedule(sgd, 0.004, update, epoch)
+        paper_schedule(sgd, update, epoch)
         assert sgd.param_groups[0]["lr"] == pytest.approx(rate)
         assert sgd.param_groups[0]["momentum"] == pytest.approx(momentum)
 
@@ -170,8 +191,42 @@ def test_adam_moves_the_discriminators_units_alike_however_many_inputs_they_have
 
 def test_the_papers_way_goes_with_its_optimizer():
     papers = Config(optimizer="sgd")
-    assert (papers.learning_rate, papers.generator_rate, papers.batch_size, papers.average, papers.batch_norm) == (0.004, 1, 128, 0, False)
+    constants = papers.learning_rate, papers.generator_rate, papers.batch_size, papers.average, papers.batch_norm, papers.decay
+    assert constants == (0.004, 1, 128, 0, False, False)
     assert Config(optimizer="sgd", learning_rate=0.1).learning_rate == 0.1
+
+
+@pytest.fixture
+def settings(photo_folder, tmp_path, monkeypatch):
+    """Of each optimiser's groups at each of the 20 steps of a run: the rate and the first momentum."""
+
+    def of_run(**constants):
+        found = []
+
+        def move(*those):
+            groups = [group for optimizer in those[3:5] for group in optimizer.param_groups]
+            found.append([(group["lr"], group.get("momentum") or group["betas"][0]) for group in groups])
+            move_at_once(*those)
+
+        monkeypatch.setattr(gan_cifar10_conv, "move_at_once", move)
+        small = {**SMALL, "channels": 4, "units": 8, "batch_size": 10, "epochs": 2, "data": str(photo_folder), "root": str(tmp_path)}
+        gan_cifar10_conv.train(Config(**small, **constants, device="cpu"))
+        return torch.tensor(found, dtype=torch.float64)
+
+    return of_run
+
+
+@pytest.mark.parametrize("decay", [True, False])
+def test_adams_rates_fall_evenly_to_zero(decay, settings):
+    starting = [0.0002, *[group["lr"] for group in adam_by_inputs(Discriminator(4, 8), 0.0005).param_groups]]
+    expected = [[(rate * (1 - step / 20 if decay else 1), 0.5) for rate in starting] for step in range(20)]
+    torch.testing.assert_close(settings(decay=decay), torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=0)
+
+
+def test_sgd_follows_the_papers_schedule(settings):
+    rates = {"learning_rate": 0.01, "generator_rate": 2.0}
+    expected = [[(rate / 1.000004**step, 0.5 + 0.2 * (step // 10) / 249) for rate in (0.02, 0.01)] for step in range(20)]
+    torch.testing.assert_close(settings(optimizer="sgd", **rates), torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])

@@ -135,11 +135,14 @@ def test_a_backward_pass_works_out_only_what_it_is_after(ours, theirs, shape):
             found = torch.autograd.grad(y.sum(), inputs, retain_graph=True)
         return found, counter.get_total_flops()
 
-    (of_x, of_weight), both = gradients(x, layer.weight)
+    (of_x, of_weight, of_bias), both = gradients(x, layer.weight, layer.bias)
     for tensor, expected in ((x, of_x), (layer.weight, of_weight)):
         (found,), operations = gradients(tensor)
         assert torch.equal(found, expected)
         assert operations == both / 2 > 0
+    (found,), operations = gradients(layer.bias)
+    assert torch.equal(found, of_bias)
+    assert operations == 0
     y.sum().backward(inputs=[x])
     assert torch.equal(x.grad, of_x)
     assert layer.weight.grad is None

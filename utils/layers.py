@@ -11,8 +11,8 @@ _space = torch.empty(0)  # for windows
 
 
 class Conv2d(nn.Conv2d):
-    """nn.Conv2d whose weights' gradient, and of small images the result, is one matrix product, in bf16 on a CPU and with a stride that
-    leaves no rest.
+    """nn.Conv2d of N x C x H x W, whose weights' gradient, and of images of 8 x 8 and smaller the result, is one matrix product, wherever
+    gradients are recorded in bf16 on a CPU, with a stride above 1 that leaves no rest.
 
     PyTorch's own takes up to twice as long over that gradient.
     """
@@ -29,7 +29,7 @@ class Conv2d(nn.Conv2d):
 
 
 class ConvTranspose2d(nn.ConvTranspose2d):
-    """The same for nn.ConvTranspose2d."""
+    """nn.ConvTranspose2d with the same for its weights' gradient; of small ones its input's gradient is a product, not the result."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, padding: int = 0, bias: bool = True) -> None:
         super().__init__(inputs, outputs, kernel, stride, padding, bias=bias)
@@ -156,7 +156,8 @@ class _Convolution(torch.autograd.Function):
         if to_weight:
             large, small = (gradient, x) if transposed else (x, gradient)
             of_weight = _weight_gradient(large, small, weight.shape[-1], stride, padding)
-            of_bias = gradient.sum((0, 2, 3), dtype=torch.float32) if ctx.needs_input_grad[2] else None
+        if ctx.needs_input_grad[2]:
+            of_bias = gradient.sum((0, 2, 3), dtype=torch.float32)
         return of_x, of_weight, of_bias, None, None, None
 
 
