@@ -187,7 +187,6 @@ THEORY = {"loss_d": ("log 4", math.log(4)), "loss_g": ("log 2", math.log(2))}
 BETAS = 0.5, 0.999  # of Adam
 AVERAGED_EVERY = 8  # steps: neighbours hardly differ
 SETTLING = 2000  # points of the latent space that the averaged generator's batch norm takes its statistics from
-AT_ONCE = 100  # of them: 500 make blocks of 16 MB, which leave holes in the memory, 30 MB an epoch
 
 
 def make_generator(config: Config) -> nn.Module:
@@ -296,7 +295,7 @@ def train(config: Config) -> None:
             if config.average and run.iteration % AVERAGED_EVERY == 0:
                 add_to_average(result, generator, run.iteration // AVERAGED_EVERY, config.average)
         if config.average:
-            update_bn(fixed_z.split(AT_ONCE), result)
+            update_bn(fixed_z.split(500), result)
         run.picture(result, fixed_z[:64])
     run.finish(result, CURVES, THEORY)
 
