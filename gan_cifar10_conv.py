@@ -279,7 +279,7 @@ def train(config: Config) -> None:
         optimizer_g = SGD(generator.parameters(), rate_g, momentum=0.5, fused=fused)
         optimizer_d = SGD(discriminator.parameters(), rate_d, momentum=0.5, fused=fused)
     for group in (*optimizer_g.param_groups, *optimizer_d.param_groups):
-        group["initial_lr"] = group["lr"]
+        group["initial_lr"] = group["lr"]  # what it falls from
     result = copy.deepcopy(generator) if config.average else generator
     run.track(generator=result, player=generator, discriminator=discriminator, optimizer_g=optimizer_g, optimizer_d=optimizer_d)
     fixed_z = generator.latent(SETTLING, "cpu", torch.Generator().manual_seed(config.seed)).to(run.device)

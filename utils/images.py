@@ -87,7 +87,7 @@ def save_curves(metrics: Path, panels: dict[str, dict[str, str]], marks: dict[st
     with open(metrics, newline="") as file:
         rows = list(csv.DictReader(file))
     panels = {title: columns for title, columns in panels.items() if any(row.get(column) for row in rows for column in columns)}
-    figure = Figure(figsize=(5 * len(panels), 3.6), layout="constrained")
+    figure = Figure(figsize=(5 * len(panels), 4.5), layout="constrained")
     for axes, (title, columns) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         for column, label in columns.items():
             points = [(int(row["epoch"]), float(row[column])) for row in rows if row.get(column)]
@@ -97,7 +97,7 @@ def save_curves(metrics: Path, panels: dict[str, dict[str, str]], marks: dict[st
                 axes.axhline(value, color=line.get_color(), linestyle=":", label=name)
         axes.set(title=title, xlabel="epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.legend(edgecolor="none")  # on white: a dotted line may go behind it
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), frameon=False)  # below, where no curve can go behind it
         axes.spines[["top", "right"]].set_visible(False)
     with replacing(path) as part:
         figure.savefig(part, dpi=120)
