@@ -1,7 +1,11 @@
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
+from conftest import PROJECT
 
 from utils.device import Dropout, pick_device, pick_precision
 from utils.shell import UserError
@@ -82,3 +86,30 @@ def test_the_precision_is_what_the_device_multiplies_natively(monkeypatch):
     assert pick_precision("fp32", cuda)[0] == "fp32"
     with pytest.raises(UserError, match="no precision named 'bf61'"):
         pick_precision("bf61", cpu)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere memory is left to the system")
+def test_memory_between_blocks_in_use_is_handed_back():
+    code = """
+import torch
+from utils.device import give_back_memory, keep_freed_memory
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096 / 1e6
+
+keep_freed_memory()
+between, large = [], []
+for _ in range(20):
+    large.append(torch.ones(4_000_000))
+    between.append(torch.ones(1000))
+full = resident()
+del large
+kept = resident()
+give_back_memory()
+print(full - kept, kept - resident())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(PROJECT)}, capture_output=True, text=True, check=True
+    )
+    at_once, then = map(float, done.stdout.split())
+    assert at_once < 16 < 300 < then  # megabytes, of 320 in blocks

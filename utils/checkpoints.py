@@ -11,6 +11,7 @@ from typing import BinaryIO
 
 import torch
 
+from utils.device import give_back_memory
 from utils.files import VANISHED, to_disk
 from utils.shell import FLUSHING, UserError
 from utils.state import State, tensors
@@ -44,6 +45,7 @@ class Checkpoints:
         if sum(tensor.numel() * tensor.element_size() for tensor in tensors(state)) > BUFFERED:
             self.wait()
             self._flush(partial(_put, state))
+            give_back_memory()  # networks this large leave the largest gaps
             return
         content = io.BytesIO()
         torch.save(state, content)

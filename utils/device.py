@@ -3,6 +3,7 @@
 import ctypes
 import os
 import sys
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -56,10 +57,25 @@ def keep_freed_memory() -> None:
     its time on page faults; and PyTorch asks for large pages, worth another 10%, only where this variable says so.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    mallopt = of_glibc("mallopt")
     trim_threshold, mmap_threshold = -1, -3
     if mallopt and mallopt(mmap_threshold, 32 << 20):  # bytes; older versions refuse more, and setting the other alone would harm
         mallopt(trim_threshold, 1 << 30)
+
+
+def give_back_memory() -> None:
+    """Has Linux and glibc hand back to the system what is free; to be called where that is much, and a step's time is little.
+
+    What keep_freed_memory keeps lies between blocks in use, and a block that fits into no gap is new memory: gaps add up.
+    """
+    trim = of_glibc("malloc_trim")
+    if trim:
+        trim(0)
+
+
+def of_glibc(function: str) -> Callable[..., int] | None:
+    """This function of the C library; None where it isn't glibc's, which alone has those for its memory."""
+    return getattr(ctypes.CDLL(None), function, None) if sys.platform == "linux" else None
 
 
 def widen(x: torch.Tensor) -> torch.Tensor:

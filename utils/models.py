@@ -39,8 +39,11 @@ def save_generator(path: str | Path, generator: nn.Module, experiment: str, conf
         if value.ndim == 2 and value.numel() > HUGE:
             least, largest = weights[name].aminmax(dim=1, keepdim=True)
             weights[name + ROWS] = torch.maximum(-least, largest).clamp_min(1e-30) / 127
-            by_rows = zip(weights[name].split(BLOCK), weights[name + ROWS].split(BLOCK), strict=True)  # all at once takes 0.5 GB
-            weights[name] = torch.cat([(rows / units).round_().to(torch.int8) for rows, units in by_rows])
+            small = torch.empty(value.shape, dtype=torch.int8)
+            by_rows = zip(*(each.split(BLOCK) for each in (small, weights[name], weights[name + ROWS])), strict=True)
+            for into, rows, units in by_rows:  # all at once takes 0.5 GB
+                into.copy_((rows / units).round_())
+            weights[name] = small
         elif value.is_floating_point() and value.numel() > LARGE:
             weights[name] = weights[name].half()
     with replacing(path) as part:
