@@ -36,7 +36,7 @@ from torch.optim.swa_utils import update_bn
 
 from utils.average import add_to_average
 from utils.device import Dropout, widen
-from utils.layers import Columns, ConvTranspose2d, HugeLinear
+from utils.layers import Columns, ConvTranspose2d, HugeLinear, WideConv2d
 from utils.run import Run
 from utils.shell import UserError, command_line, require_positive, require_share
 
@@ -150,7 +150,7 @@ class PooledMaxout(nn.Module):
 
     def __init__(self, inputs: int, channels: int, kernel: tuple[int, int], padding: int, pool: int) -> None:
         super().__init__()
-        self.convolution = nn.Conv2d(inputs, 2 * channels, kernel, padding=padding)
+        self.convolution = WideConv2d(inputs, 2 * channels, kernel, padding=padding)
         self.pool = pool
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -10,16 +10,20 @@ import random
 import re
 import runpy
 import socket
+import subprocess
 import sys
 import time
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
+from torch import nn
 
+import sampler
 from utils import data
 from utils.known import ImageSet
 from utils.run import Run
@@ -147,6 +151,37 @@ class PlainRun(SimpleNamespace):
 
     def log(self, **values):
         self.logged = vars(self).get("logged", {}) | values
+
+
+def weights_of(network: nn.Module) -> torch.Tensor:
+    """All in one row."""
+    return torch.cat([weight.detach().flatten() for weight in network.parameters()])
+
+
+def checkpoint(root: Path) -> dict[str, dict]:
+    """The states in the newest of the run "run"."""
+    return torch.load(root / "outputs" / "run" / "checkpoint.pt", weights_only=True)["parts"]
+
+
+def committed(path: str) -> dict[str, object]:
+    """A JSON file as it is in git: a run of one's own replaces the one in the folder."""
+    return json.loads(subprocess.run(["git", "show", f":{path}"], cwd=PROJECT, capture_output=True, check=True).stdout)
+
+
+def pictured(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
+    """Of each generator that a run shows in a picture from now on, the weights."""
+    shown, picture = [], Run.picture
+    monkeypatch.setattr(Run, "picture", lambda run, generator, z: shown.append(weights_of(generator)) or picture(run, generator, z))
+    return shown
+
+
+def assert_the_result(generator: nn.Module, shown: list[torch.Tensor], root: Path) -> None:
+    """It is in the last picture of the run "run", in its checkpoint, and in its file of weights, which rounds them."""
+    assert torch.equal(shown[-1], weights_of(generator))
+    for name, value in generator.state_dict().items():
+        assert torch.equal(checkpoint(root)["generator"][name], value), name
+    _, _, stored = sampler.load(root / "models" / "run.safetensors")
+    torch.testing.assert_close(weights_of(stored), weights_of(generator), rtol=2**-11, atol=2**-25)
 
 
 def _in_child(

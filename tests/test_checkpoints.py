@@ -12,11 +12,11 @@ from utils.checkpoints import Checkpoints
 from utils.shell import UserError
 
 
-@pytest.fixture(autouse=True, params=["buffered", "straight to the file"])
-def way(request, monkeypatch):
-    """Of writing: small states are copied in memory first."""
-    if request.param != "buffered":
-        monkeypatch.setattr("utils.checkpoints.BUFFERED", 0)
+@pytest.fixture(autouse=True, params=[2**28, 0], ids=["buffered", "straight to the file"])
+def buffered(request, monkeypatch):
+    """Bytes of states that are copied in memory first."""
+    monkeypatch.setattr("utils.checkpoints.BUFFERED", request.param)
+    return request.param
 
 
 def saved(checkpoints, *values):
@@ -43,6 +43,7 @@ def test_the_newest_is_read_and_the_one_before_kept(tmp_path):
     saved(checkpoints, 1, 2, 3)
     assert value(checkpoints) == 3
     checkpoints.path.unlink()
+    assert checkpoints.exist()
     assert value(checkpoints) == 2
 
 
@@ -90,17 +91,20 @@ def test_one_that_cannot_be_opened_is_left_alone(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_script_does_not_end_before_its_checkpoint_is_on_the_disk(processes, tmp_path):
+def test_a_script_does_not_end_before_its_checkpoint_is_on_the_disk(processes, buffered, tmp_path):
     code = f"""
 import os, time
 from pathlib import Path
+import torch
+from utils import checkpoints
 from utils.checkpoints import Checkpoints
 from utils.shell import UserError, command_line
 fsync = os.fsync
 os.fsync = lambda file: time.sleep(1) or fsync(file)
+checkpoints.BUFFERED = {buffered}
 
 def save_and_fail():
-    Checkpoints(Path({str(tmp_path / "checkpoint.pt")!r})).save({{}})
+    Checkpoints(Path({str(tmp_path / "checkpoint.pt")!r})).save({{"weight": torch.ones(1000)}})
     raise UserError("no more")
 
 command_line(save_and_fail)

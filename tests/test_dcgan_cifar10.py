@@ -1,6 +1,7 @@
 """DCGAN: its nets against the paper's table, each of the modern recipe's parts against a reference, and short runs on photographs."""
 
 import copy
+import dataclasses
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from conftest import assert_bar_fits, assert_one_sentence
 from PIL import Image
-from runs import PlainRun
+from runs import PlainRun, assert_the_result, checkpoint, committed, pictured, weights_of
 from torch import nn
 
 import dcgan_cifar10
@@ -66,6 +67,56 @@ def test_the_pictures_within_the_players_are_as_large_as_the_papers():
     assert of_d == [(128, 16, 16), (256, 8, 8), (512, 4, 4)]
 
 
+def normalised(x, norm):
+    """Batch norm worked out from its definition."""
+    mean, variance = x.mean((0, 2, 3), keepdim=True), x.var((0, 2, 3), keepdim=True, correction=0)
+    return (x - mean) / (variance + norm.eps).sqrt() * norm.weight.view(-1, 1, 1) + norm.bias.view(-1, 1, 1)
+
+
+def test_the_players_are_the_papers_layer_by_layer(real):
+    generator, discriminator = Generator(2).double(), Discriminator(2).double()
+    for weight in (*generator.parameters(), *discriminator.parameters()):
+        nn.init.normal_(weight, std=0.2)
+    weighted, norms = (
+        [[layer for layer in player.layers if hasattr(layer, "weight") and isinstance(layer, nn.BatchNorm2d) == is_norm]
+         for player in (generator, discriminator)]
+        for is_norm in (False, True)
+    )  # fmt: skip
+    (first, *paint), z = weighted[0], generator.latent(5, "cpu").double()
+    x = (z @ first.weight.T).view(5, 8, 4, 4)
+    for norm, layer in zip(norms[0], paint, strict=True):
+        x = F.conv_transpose2d(normalised(x, norm).clamp(min=0), layer.weight, layer.bias, 2, 1)
+    torch.testing.assert_close(generator(z), x.tanh())
+
+    (first, *others, last), x = weighted[1], real.double()
+    seen = F.leaky_relu(F.conv2d(x, first.weight, first.bias, 2, 1), 0.2)
+    for norm, layer in zip(norms[1], others, strict=True):
+        seen = F.leaky_relu(normalised(F.conv2d(seen, layer.weight, None, 2, 1), norm), 0.2)
+    logits, _ = discriminator(x, of_any(x))
+    torch.testing.assert_close(logits, seen.flatten(1) @ last.weight[0] + last.bias)
+
+
+def test_the_noise_is_uniform():
+    z = Generator(2).latent(100_000, "cpu")
+    assert -1 <= z.min() < z.max() <= 1
+    # Over n draws its variance, 1 / 3, strays by sqrt(4 / 45 n); n is 10^7.
+    assert abs(z.var().item() - 1 / 3) < 0.0005
+    assert Generator.noise == "uniform"
+
+
+def test_the_papers_constants():
+    papers = Config(recipe="paper")
+    assert (papers.labels, papers.base, papers.batch_size, papers.average) == (False, 128, 128, 0)
+    assert (papers.decay, papers.flips, papers.augment, papers.penalty) == (False, False, False, 0)
+    assert (papers.learning_rate, papers.generator_rate, papers.loss) == (0.0002, 1, "logistic")
+    assert (papers.batch_norm, papers.spectral_norm) == (True, False)
+
+
+@pytest.mark.parametrize("recipe", list(RECIPES))
+def test_the_committed_run_is_that_of_its_recipe(recipe):
+    assert committed(f"outputs/dcgan_cifar10_{recipe}/config.json") == dataclasses.asdict(Config(recipe=recipe))
+
+
 def test_what_the_players_are_shown_depends_on_the_data():
     assert Config().classes == Config(data="mnist").classes == 10
     assert Config().flips is Config(data="mnist", flips=True).flips is True
@@ -99,9 +150,10 @@ def test_classes_that_say_nothing_yet_change_nothing():
 
 def test_an_image_has_a_logit_of_its_own_and_one_of_its_class(real):
     discriminator, labels = Discriminator(2, classes=10).eval(), torch.arange(100) % 10
-    found, _ = discriminator(real, F.one_hot(labels, 10).float())
+    found, which = discriminator(real, F.one_hot(labels, 10).float())
     each = discriminator.layers(real)
     torch.testing.assert_close(found, each[:, 0] + each[torch.arange(100), 1 + labels])
+    torch.testing.assert_close(which, each[:, 11:])
 
 
 def test_the_loss_of_the_classes_is_the_cross_entropy():
@@ -216,15 +268,23 @@ def test_an_augmented_image_is_shifted_and_has_a_hole(real, monkeypatch):
         ((down, right, hole),) = fits
         shifts.add((down, right))
         holes.add(hole)
-    assert len(shifts) > 60  # of 81; 300 draws miss one with a chance of 2%
+    assert len(shifts) > 70  # of 81; 300 draws miss one with a chance of 2%
+    assert [{*axis} for axis in zip(*shifts, strict=True)] == [{*range(-4, 5)}] * 2
     assert max(holes) == 16 * 16
     assert min(holes) < 16 * 16
 
 
 def test_augmented_colours_stray_as_far_as_the_papers_and_the_gradient_gets_through(real, monkeypatch):
-    monkeypatch.setattr(torch, "randint", lambda low, high, shape, device: torch.full(shape, 0 if low == -4 else 32))  # no shift, no hole
+    asked = []
+
+    def no_shift_no_hole(low, high, shape, device):
+        asked.append((low, high))
+        return torch.full(shape, 0 if low == -4 else 32)
+
+    monkeypatch.setattr(torch, "randint", no_shift_no_hole)
     images = real[:1].expand(1000, -1, -1, -1).clone().requires_grad_()
     found = augmented(images)
+    assert asked == [(-4, 5), (-8, 25)]  # and so holes with any pixel, or a corner of the image, as their middle
     change = (found.mean((1, 2, 3)) - images.mean((1, 2, 3))).detach()
     assert -0.5 <= change.min() < -0.45
     assert 0.45 < change.max() <= 0.5
@@ -274,7 +334,8 @@ def test_both_players_get_the_gradients_of_their_losses(constants, scaled, real)
     (logits_real, which_real), (logits_fake, which_fake) = discriminator(shown[0], of_real), discriminator(shown[1], of_fake)
     loss_d, loss_g = losses(config.loss, logits_real, logits_fake)
     pull_g, pull_d = loss_g + class_loss(which_fake, of_fake), loss_d + class_loss(which_real, of_real)
-    pull_d = pull_d + 2 * 0.3 / 2 * (squared_slope(discriminator, shown[0], of_real) + squared_slope(discriminator, shown[1], of_fake))
+    slopes = [squared_slope(discriminator, *pair) for pair in zip(shown, (of_real, of_fake), strict=True)]
+    pull_d = pull_d + 2 * 0.3 / 2 * sum(slopes)
     weights_g, weights_d = ([*network.parameters()] for network in (generator, discriminator))
     gradients = torch.autograd.grad(pull_g, weights_g, retain_graph=True) + torch.autograd.grad(pull_d, weights_d)
     discriminator.load_state_dict(statistics)
@@ -285,8 +346,11 @@ def test_both_players_get_the_gradients_of_their_losses(constants, scaled, real)
     move_at_once(run, generator, discriminator, *sgd, real, of_real, config)
     for old, new, gradient in zip(before, weights_g + weights_d, gradients, strict=True):
         torch.testing.assert_close(old - new, gradient, rtol=1e-6, atol=1e-9)
-    assert run.logged["loss_d"].item() == pytest.approx(loss_d.item())
-    assert run.logged["slope_real"].item() > 0
+    expected = {"loss_d": loss_d, "loss_g": loss_g, "logit_real": logits_real.mean(), "logit_fake": logits_fake.mean()}
+    expected |= {f"slope_{kind}": slope for kind, slope in zip(("real", "fake"), slopes, strict=True)}
+    if config.classes:
+        expected |= {"class_real": class_loss(which_real, of_real), "class_fake": class_loss(which_fake, of_fake)}
+    assert {name: value.item() for name, value in run.logged.items()} == pytest.approx({k: v.item() for k, v in expected.items()})
 
 
 def test_the_penalty_comes_every_few_steps(real):
@@ -314,10 +378,6 @@ def test_every_second_real_image_is_mirrored(real, monkeypatch):
     mirrored = (seen[0] == real.flip(3)).flatten(1).all(1)
     assert (mirrored | (seen[0] == real).flatten(1).all(1)).all()
     assert 25 <= mirrored.sum() <= 75  # of 100 tosses; 5 deviations either way
-
-
-def weights_of(network):
-    return torch.cat([weight.detach().flatten() for weight in network.parameters()])
 
 
 @pytest.mark.parametrize(
@@ -356,35 +416,60 @@ def steps(monkeypatch):
     def move(*given):
         rates = [adam.param_groups[0]["lr"] for adam in given[3:5]]
         move_at_once(*given)
-        seen.append((given, rates, [weight.detach().clone() for weight in given[1].parameters()]))
+        seen.append((given, rates, weights_of(given[1])))
 
     monkeypatch.setattr(dcgan_cifar10, "move_at_once", move)
     return seen
 
 
-def test_the_rates_fall_to_zero(steps, photo_folder, tmp_path):
-    small = {**SMALL, "data": str(photo_folder), "root": str(tmp_path), "epochs": 2, "device": "cpu"}
-    dcgan_cifar10.train(Config(**small, learning_rate=1e-4, generator_rate=2.0, decay=True))
-    for left, (_, rates, _) in zip(range(20, 0, -1), steps, strict=True):
-        assert rates == pytest.approx([2e-4 * left / 20, 1e-4 * left / 20])
+@pytest.fixture
+def train(photo_folder, tmp_path):
+    """A run of 20 steps."""
+    small = {**SMALL, "data": str(photo_folder), "root": str(tmp_path), "name": "run", "epochs": 2, "device": "cpu"}
+    return lambda **constants: dcgan_cifar10.train(Config(**small, **constants))
 
 
-def test_the_result_is_the_average_of_the_players_with_statistics_of_its_own(steps, photo_folder, tmp_path, monkeypatch):
+@pytest.mark.parametrize("decay", [True, False])
+def test_the_rates_fall_to_zero_or_stay(decay, steps, train):
+    train(learning_rate=1e-4, generator_rate=2.0, decay=decay)
+    for left, (given, rates, _) in zip(range(20, 0, -1), steps, strict=True):
+        assert rates == pytest.approx([rate * left / 20 if decay else rate for rate in (2e-4, 1e-4)])
+        assert [adam.param_groups[0]["betas"] for adam in given[3:5]] == [(0.5, 0.999)] * 2
+
+
+def test_the_discriminator_of_a_run_is_normalised_as_asked(steps, train):
+    train(batch_norm=False, spectral_norm=True)
+    (_, _, discriminator, *_), _, _ = steps[-1]
+    assert not any(isinstance(layer, nn.BatchNorm2d) for layer in discriminator.modules())
+    weights = [layer.weight.flatten(1) for layer in discriminator.eval().layers if hasattr(layer, "weight")]
+    assert len(weights) == 4
+    for weight in weights:  # the power iteration finds the largest singular value from below
+        assert 0.999 < torch.linalg.matrix_norm(weight, 2).item() < 1.1
+
+
+def test_the_result_is_the_average_of_the_players_with_statistics_of_its_own(steps, train, tmp_path, monkeypatch):
     monkeypatch.setattr(dcgan_cifar10, "AVERAGED_EVERY", 3)
-    small = {**SMALL, "data": str(photo_folder), "root": str(tmp_path), "epochs": 2, "device": "cpu"}
-    dcgan_cifar10.train(Config(**small, average=0.5))
-    average = [weight.double() for weight in steps[0][2]]
+    shown = pictured(monkeypatch)
+    train(average=0.5)
+    average = steps[0][2].double()
     for number, (_, _, weights) in enumerate(steps[3::3], 1):
-        average = [old + (new - old) / (1 + 0.5 * number) for old, new in zip(average, weights, strict=True)]
-    saved = torch.load(tmp_path / "outputs" / "dcgan_cifar10_modern" / "checkpoint.pt", weights_only=True)["parts"]["generator"]
+        average += (weights - average) / (1 + 0.5 * number)
     result = Generator(SMALL["base"])
-    result.load_state_dict(saved)
-    for found, expected in zip(result.parameters(), average, strict=True):
-        torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-6)
+    result.load_state_dict(checkpoint(tmp_path)["generator"])
+    torch.testing.assert_close(weights_of(result).double(), average, rtol=1e-4, atol=1e-6)
+    assert_the_result(result, shown, tmp_path)
     z = Generator().latent(2000, "cpu", torch.Generator().manual_seed(0))
     parts = [result.layers[:2](part) for part in z.split(500)]
     torch.testing.assert_close(result.layers[2].running_mean, torch.stack([part.mean((0, 2, 3)) for part in parts]).mean(0))
     torch.testing.assert_close(result.layers[2].running_var, torch.stack([part.var((0, 2, 3)) for part in parts]).mean(0))
+
+
+def test_without_an_average_the_result_is_the_player(steps, train, tmp_path, monkeypatch):
+    shown = pictured(monkeypatch)
+    train(average=0.0)
+    (_, player, *_), _, weights = steps[-1]
+    assert torch.equal(weights, weights_of(player))
+    assert_the_result(player, shown, tmp_path)
 
 
 def test_each_image_of_a_known_set_comes_with_its_class(steps, photos, tmp_path, monkeypatch):

@@ -1,10 +1,12 @@
 """The convolutional GAN of 2014: its nets against the authors' settings, its step against plain autograd, and short runs on photographs."""
 
+import dataclasses
+
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import assert_bar_fits, assert_one_sentence
-from runs import PlainRun
+from runs import PlainRun, assert_the_result, checkpoint, committed, pictured, weights_of
 from torch import nn
 
 import gan_cifar10_conv
@@ -22,6 +24,7 @@ from gan_cifar10_conv import (
     paper_schedule,
 )
 from utils.device import Dropout
+from utils.known import ImageSet
 from utils.layers import Columns
 from utils.shell import UserError
 
@@ -65,6 +68,9 @@ def test_a_pixels_own_bias_and_the_small_starting_weights():
     for network, bound in ((generator, 0.05), (discriminator, 0.005)):
         for name, weight in network.named_parameters():
             assert weight.abs().max() <= (0 if "bias" in name else bound)
+            if weight.numel() > 1000 and "bias" not in name:  # of which none in the last 2.5% would be a chance of 1e-11
+                assert weight.min() < -0.95 * bound
+                assert weight.max() > 0.95 * bound
     with torch.no_grad():
         generator.bias[1, 2, 3] = 5
     changed = generator(generator.latent(2, "cpu"))
@@ -137,6 +143,9 @@ def test_both_players_get_the_gradients_of_their_losses(scaled):
     for old, new, gradient in zip(before, weights_g + weights_d, gradients_g + gradients_d, strict=True):
         assert gradient.abs().max() > 0
         torch.testing.assert_close(old - new, gradient, rtol=1e-6, atol=1e-9)
+    expected = {"loss_d": discriminator_loss(logits_real, logits_fake), "loss_g": generator_loss(logits_fake)}
+    expected |= {"d_real": logits_real.sigmoid().mean(), "d_fake": logits_fake.sigmoid().mean()}
+    assert {name: value.item() for name, value in run.logged.items()} == pytest.approx({k: v.item() for k, v in expected.items()})
 
 
 def test_short_and_long_floats_agree_after_20_steps(photos):
@@ -147,14 +156,13 @@ def test_short_and_long_floats_agree_after_20_steps(photos):
         torch.manual_seed(0)
         generator, discriminator = Generator(64, 8), Discriminator(8, 16)
         adams = torch.optim.Adam(generator.parameters(), 2e-4, betas=(0.5, 0.999)), adam_by_inputs(discriminator, 5e-4)
-        start, losses = torch.cat([weight.detach().flatten() for weight in generator.parameters()]), []
+        start, losses = weights_of(generator), []
         for iteration in range(20):
             run = PlainRun()
             run.autocast = lambda: torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")  # noqa: B023
             move_at_once(run, generator, discriminator, *adams, real[iteration % 5 * 20 :][:20])
             losses.append(torch.stack([run.logged["loss_d"], run.logged["loss_g"]]).detach())
-        end = torch.cat([weight.detach().flatten() for weight in generator.parameters()])
-        found[precision] = torch.stack(losses), end - start
+        found[precision] = torch.stack(losses), weights_of(generator) - start
     (losses_fp32, way_fp32), (losses_bf16, way_bf16) = found.values()
     assert (losses_bf16 - losses_fp32).abs().max() < 0.1 * (losses_fp32.amax(0) - losses_fp32.amin(0)).max()
     assert (way_bf16 - way_fp32).norm() < 0.2 * way_fp32.norm()
@@ -196,37 +204,59 @@ def test_the_papers_way_goes_with_its_optimizer():
     assert Config(optimizer="sgd", learning_rate=0.1).learning_rate == 0.1
 
 
+def test_the_committed_run_is_that_of_the_default_constants():
+    assert committed("outputs/gan_cifar10_conv/config.json") == dataclasses.asdict(Config())
+
+
 @pytest.fixture
-def settings(photo_folder, tmp_path, monkeypatch):
-    """Of each optimiser's groups at each of the 20 steps of a run: the rate and the first momentum."""
+def steps(monkeypatch):
+    """What each of a run's steps was given, each group's rate and first momentum, and the generator's weights after it."""
+    seen = []
 
-    def of_run(**constants):
-        found = []
+    def move(*given):
+        groups = [group for optimizer in given[3:5] for group in optimizer.param_groups]
+        settings = [(group["lr"], group.get("momentum") or group["betas"][0]) for group in groups]
+        move_at_once(*given)
+        seen.append((given, settings, weights_of(given[1])))
 
-        def move(*those):
-            groups = [group for optimizer in those[3:5] for group in optimizer.param_groups]
-            found.append([(group["lr"], group.get("momentum") or group["betas"][0]) for group in groups])
-            move_at_once(*those)
+    monkeypatch.setattr(gan_cifar10_conv, "move_at_once", move)
+    return seen
 
-        monkeypatch.setattr(gan_cifar10_conv, "move_at_once", move)
-        small = {**SMALL, "channels": 4, "units": 8, "batch_size": 10, "epochs": 2, "data": str(photo_folder), "root": str(tmp_path)}
-        gan_cifar10_conv.train(Config(**small, **constants, device="cpu"))
-        return torch.tensor(found, dtype=torch.float64)
 
-    return of_run
+@pytest.fixture
+def train(photo_folder, tmp_path):
+    """A run of 20 steps on the photographs."""
+    small = {**SMALL, "channels": 4, "units": 8, "batch_size": 10, "epochs": 2, "data": str(photo_folder)}
+    small |= {"root": str(tmp_path), "name": "run", "device": "cpu"}
+    return lambda **constants: gan_cifar10_conv.train(Config(**small | constants))
 
 
 @pytest.mark.parametrize("decay", [True, False])
-def test_adams_rates_fall_evenly_to_zero(decay, settings):
+def test_adams_rates_fall_evenly_to_zero(decay, steps, train):
+    train(decay=decay)
     starting = [0.0002, *[group["lr"] for group in adam_by_inputs(Discriminator(4, 8), 0.0005).param_groups]]
-    expected = [[(rate * (1 - step / 20 if decay else 1), 0.5) for rate in starting] for step in range(20)]
-    torch.testing.assert_close(settings(decay=decay), torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=0)
+    for step, (_, settings, _) in enumerate(steps):
+        expected = [(rate * (1 - step / 20 if decay else 1), 0.5) for rate in starting]
+        assert settings == [pytest.approx(pair, rel=1e-12) for pair in expected]
+    assert len(steps) == 20
 
 
-def test_sgd_follows_the_papers_schedule(settings):
-    rates = {"learning_rate": 0.01, "generator_rate": 2.0}
-    expected = [[(rate / 1.000004**step, 0.5 + 0.2 * (step // 10) / 249) for rate in (0.02, 0.01)] for step in range(20)]
-    torch.testing.assert_close(settings(optimizer="sgd", **rates), torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=0)
+def test_sgd_follows_the_papers_schedule(steps, train):
+    train(optimizer="sgd", learning_rate=0.01, generator_rate=2.0)
+    for step, (_, settings, _) in enumerate(steps):
+        expected = [(rate / 1.000004**step, 0.5 + 0.2 * (step // 10) / 249) for rate in (0.02, 0.01)]
+        assert settings == [pytest.approx(pair, rel=1e-12) for pair in expected]
+    assert len(steps) == 20
+
+
+def test_a_run_sees_all_but_the_images_held_out_with_about_mean_0_and_deviation_1(steps, train, photos, monkeypatch):
+    monkeypatch.setattr("utils.data.load_known", lambda *_: ImageSet(photos, torch.arange(100) % 10))
+    train(data="cifar10", held_out=20, epochs=1)
+    real = torch.cat([given[-1] for given, _, _ in steps])
+    shown = {image.numpy().tobytes() for image in ((real + 1.9) / 4 * 255).round().byte()}
+    assert shown == {photo.numpy().tobytes() for photo in photos[:80]}
+    assert abs(real.mean()) < 0.1  # 80 photographs stray that far from all 50,000
+    assert abs(real.std() - 1) < 0.1
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
@@ -266,25 +296,25 @@ def test_a_generator_that_is_too_large_is_refused_before_it_takes_memory():
         make_generator(Config(units=65_536))
 
 
-def test_the_result_is_the_average_of_the_players_with_statistics_of_its_own(photo_folder, tmp_path, monkeypatch):
-    players = []
-
-    def move(run, generator, *others):
-        move_at_once(run, generator, *others)
-        players.append([weight.detach().double() for weight in generator.parameters()])
-
-    monkeypatch.setattr(gan_cifar10_conv, "move_at_once", move)
+def test_the_result_is_the_average_of_the_players_with_statistics_of_its_own(steps, train, tmp_path, monkeypatch):
     monkeypatch.setattr(gan_cifar10_conv, "AVERAGED_EVERY", 3)
-    small = {**SMALL, "channels": 4, "units": 8, "batch_size": 10, "epochs": 2, "data": str(photo_folder), "root": str(tmp_path)}
-    gan_cifar10_conv.train(Config(**small, average=0.5, device="cpu"))
-    average = players[0]
-    for number, weights in enumerate(players[3::3], 1):
-        average = [old + (new - old) / (1 + 0.5 * number) for old, new in zip(average, weights, strict=True)]
-    saved = torch.load(tmp_path / "outputs" / "gan_cifar10_conv" / "checkpoint.pt", weights_only=True)["parts"]["generator"]
+    shown = pictured(monkeypatch)
+    train(average=0.5)
+    average = steps[0][2].double()
+    for number, (_, _, weights) in enumerate(steps[3::3], 1):
+        average += (weights - average) / (1 + 0.5 * number)
     result = Generator(**SMALL)
-    result.load_state_dict(saved)
-    for found, expected in zip(result.parameters(), average, strict=True):
-        torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-6)
+    result.load_state_dict(checkpoint(tmp_path)["generator"])
+    torch.testing.assert_close(weights_of(result).double(), average, rtol=1e-4, atol=1e-6)
+    assert_the_result(result, shown, tmp_path)
     parts = [result.layers[0](part) for part in result.latent(2000, "cpu", torch.Generator().manual_seed(0)).split(500)]
     torch.testing.assert_close(result.layers[1].running_mean, torch.stack([part.mean(0) for part in parts]).mean(0))
     torch.testing.assert_close(result.layers[1].running_var, torch.stack([part.var(0) for part in parts]).mean(0))
+
+
+def test_without_an_average_the_result_is_the_player(steps, train, tmp_path, monkeypatch):
+    shown = pictured(monkeypatch)
+    train(average=0.0)
+    (_, player, *_), _, weights = steps[-1]
+    assert torch.equal(weights, weights_of(player))
+    assert_the_result(player, shown, tmp_path)

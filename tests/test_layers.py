@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from utils.layers import Conv2d, ConvTranspose2d, Flatten, HugeLinear, Unflatten
+from utils.layers import Conv2d, ConvTranspose2d, Flatten, HugeLinear, Unflatten, WideConv2d
 
 LAYERS = [  # ours, PyTorch's, what both are made with
     (Conv2d, nn.Conv2d, (6, 8, 4, 2, 1)),
@@ -43,6 +43,12 @@ def images(channels, side=8):
 @pytest.mark.parametrize(("ours", "theirs", "shape"), LAYERS)
 def test_the_output_and_all_gradients_are_pytorchs(ours, theirs, shape, side):
     assert_as_pytorchs(*pair(ours, theirs, shape), images(shape[0], side))
+
+
+@pytest.mark.parametrize("channels", [4, 8, 12, 16, 20, 32])
+@pytest.mark.parametrize("kernel", [(5, 5), (8, 1), (8, 8), (1, 8), (12, 12)])
+def test_wide_windows_are_pytorchs_however_many_channels_they_have(channels, kernel):
+    assert_as_pytorchs(*pair(WideConv2d, nn.Conv2d, (channels, 6, kernel)), images(channels, 16))
 
 
 @pytest.mark.parametrize("bias", [True, False])

@@ -46,6 +46,14 @@ def test_a_huge_matrix_is_stored_in_bytes_row_by_row(tmp_path):
     assert (tmp_path / "a.safetensors").stat().st_size < 1.02 * network.weight.numel()
 
 
+def test_the_statistics_of_many_units_keep_their_range(tmp_path):
+    norm = torch.nn.BatchNorm1d(20_000)
+    norm.running_var.fill_(1e6)  # past the largest half
+    save_generator(tmp_path / "a.safetensors", norm, "gan_mnist", Config())
+    _, _, weights = read_generator(tmp_path / "a.safetensors")
+    assert torch.equal(weights["running_var"], norm.running_var)
+
+
 def test_bytes_make_nearly_the_same_pictures(tmp_path):
     torch.manual_seed(0)
     generator = infogan_mnist.make_generator(infogan_mnist.Config())

@@ -41,6 +41,20 @@ class ConvTranspose2d(nn.ConvTranspose2d):
         return _Convolution.apply(_short(x), _short(weight), self.bias, self.stride[0], self.padding[0], True)
 
 
+class WideConv2d(nn.Conv2d):
+    """nn.Conv2d for wide windows, right on Intel's matrix units (AMX), too.
+
+    There the oneDNN of PyTorch 2.14 (3.12.0), in bf16, makes something else of 8 or 12 channels by windows that are 8 or 12 wide. So such
+    images get channels of zeros besides.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight = self.weight
+        if self.in_channels in (8, 12):
+            x, weight = (F.pad(each, (0, 0, 0, 0, 0, 8)) for each in (x, weight))
+        return F.conv2d(x, weight, self.bias, self.stride, self.padding)
+
+
 class Flatten(nn.Flatten):
     """nn.Flatten of N x C x H x W, whose gradient has the channels of a pixel side by side, as has what goes in.
 

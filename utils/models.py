@@ -16,7 +16,7 @@ from utils.files import replacing
 from utils.shell import UserError
 
 LARGEST_FILE = 2**29  # bytes; no generator here comes near it, and a header may claim anything
-LARGE = 10_000  # numbers in a matrix from which halving its size pays
+LARGE = 10_000  # numbers in a matrix or a kernel from which halving its size pays
 HUGE = 4_000_000  # from which a quarter of it is enough to have
 BLOCK = 500  # rows of a huge one
 ROWS = "/scale"  # ends the name of what a huge matrix's rows are to be multiplied by
@@ -26,9 +26,9 @@ FORMAT = "gan 1"  # what a header's "format" must say; the number grows when old
 def save_generator(path: str | Path, generator: nn.Module, experiment: str, config: Any, **facts: float) -> None:
     """Writes a generator's weights with a header of all it takes to build it again.
 
-    Large matrices are stored as 16-bit floats, which halves the file; all else stays as it is. In 10,000 images of each of three
-    trained generators that moved under 1% of the pixels, none by more than one level of 255. Huge ones are stored as 8-bit integers,
-    each row in units of a 127th of its largest number.
+    Large matrices and kernels are stored as 16-bit floats, which halves the file; all else stays as it is. In 10,000 images of each of
+    three trained generators that moved under 1% of the pixels, none by more than one level of 255. Huge matrices are stored as 8-bit
+    integers, each row in units of a 127th of its largest number.
     facts: numbers to note in the header, such as the epoch and the losses.
     """
     header = {"format": FORMAT, "experiment": experiment, "config": json.dumps(dataclasses.asdict(config))}
@@ -44,7 +44,7 @@ def save_generator(path: str | Path, generator: nn.Module, experiment: str, conf
             for into, rows, units in by_rows:  # all at once takes 0.5 GB
                 into.copy_((rows / units).round_())
             weights[name] = small
-        elif value.is_floating_point() and value.numel() > LARGE:
+        elif value.is_floating_point() and value.ndim > 1 and value.numel() > LARGE:
             weights[name] = weights[name].half()
     with replacing(path) as part:
         part.write_bytes(save(weights, header))
