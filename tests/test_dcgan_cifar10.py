@@ -67,6 +67,10 @@ def test_the_pictures_within_the_players_are_as_large_as_the_papers():
     assert of_d == [(128, 16, 16), (256, 8, 8), (512, 4, 4)]
 
 
+def layers_of(player, kinds):
+    return [layer for layer in player.layers if isinstance(layer, kinds)]
+
+
 def normalised(x, norm):
     """Batch norm worked out from its definition."""
     mean, variance = x.mean((0, 2, 3), keepdim=True), x.var((0, 2, 3), keepdim=True, correction=0)
@@ -77,23 +81,20 @@ def test_the_players_are_the_papers_layer_by_layer(real):
     generator, discriminator = Generator(2).double(), Discriminator(2).double()
     for weight in (*generator.parameters(), *discriminator.parameters()):
         nn.init.normal_(weight, std=0.2)
-    weighted, norms = (
-        [[layer for layer in player.layers if hasattr(layer, "weight") and isinstance(layer, nn.BatchNorm2d) == is_norm]
-         for player in (generator, discriminator)]
-        for is_norm in (False, True)
-    )  # fmt: skip
-    (first, *paint), z = weighted[0], generator.latent(5, "cpu").double()
+    weighted = nn.Linear, nn.Conv2d, nn.ConvTranspose2d
+    (first, *paint), norms = layers_of(generator, weighted), layers_of(generator, nn.BatchNorm2d)
+    z = generator.latent(5, "cpu").double()
     x = (z @ first.weight.T).view(5, 8, 4, 4)
-    for norm, layer in zip(norms[0], paint, strict=True):
+    for norm, layer in zip(norms, paint, strict=True):
         x = F.conv_transpose2d(normalised(x, norm).clamp(min=0), layer.weight, layer.bias, 2, 1)
     torch.testing.assert_close(generator(z), x.tanh())
 
-    (first, *others, last), x = weighted[1], real.double()
-    seen = F.leaky_relu(F.conv2d(x, first.weight, first.bias, 2, 1), 0.2)
-    for norm, layer in zip(norms[1], others, strict=True):
-        seen = F.leaky_relu(normalised(F.conv2d(seen, layer.weight, None, 2, 1), norm), 0.2)
-    logits, _ = discriminator(x, of_any(x))
-    torch.testing.assert_close(logits, seen.flatten(1) @ last.weight[0] + last.bias)
+    (first, *others, last), norms = layers_of(discriminator, weighted), layers_of(discriminator, nn.BatchNorm2d)
+    x = F.leaky_relu(F.conv2d(real.double(), first.weight, first.bias, 2, 1), 0.2)
+    for norm, layer in zip(norms, others, strict=True):
+        x = F.leaky_relu(normalised(F.conv2d(x, layer.weight, None, 2, 1), norm), 0.2)
+    logits, _ = discriminator(real.double(), of_any(real))
+    torch.testing.assert_close(logits, x.flatten(1) @ last.weight[0] + last.bias)
 
 
 def test_the_noise_is_uniform():
@@ -441,10 +442,10 @@ def test_the_discriminator_of_a_run_is_normalised_as_asked(steps, train):
     train(batch_norm=False, spectral_norm=True)
     (_, _, discriminator, *_), _, _ = steps[-1]
     assert not any(isinstance(layer, nn.BatchNorm2d) for layer in discriminator.modules())
-    weights = [layer.weight.flatten(1) for layer in discriminator.eval().layers if hasattr(layer, "weight")]
-    assert len(weights) == 4
-    for weight in weights:  # the power iteration finds the largest singular value from below
-        assert 0.999 < torch.linalg.matrix_norm(weight, 2).item() < 1.1
+    weighted = layers_of(discriminator.eval(), (nn.Linear, nn.Conv2d))
+    assert len(weighted) == 4
+    for layer in weighted:  # the power iteration finds the largest singular value from below
+        assert 0.999 < torch.linalg.matrix_norm(layer.weight.flatten(1), 2).item() < 1.1
 
 
 def test_the_result_is_the_average_of_the_players_with_statistics_of_its_own(steps, train, tmp_path, monkeypatch):
