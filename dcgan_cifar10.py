@@ -1,11 +1,11 @@
-"""DCGAN on CIFAR-10, as the paper has it, and with what ten years of GAN papers have added to it.
+"""DCGAN on CIFAR-10: the recipe of its paper, and one with what GAN papers have added since.
 
 Radford, Metz and Chintala, "Unsupervised Representation Learning with Deep Convolutional Generative Adversarial Networks", ICLR 2016
 (arXiv 1511.06434): strided convolutions in D, transposed ones in G, batch norm nearly everywhere. The constant `recipe` is
 
     paper     their networks, one size smaller for images of 32 x 32, their losses, rates and starting weights
-    modern    the same networks, G told what to show and D asked which class it sees, with constants of which benchmarks/dcgan.py
-              measures what each is worth, but for the falling rates
+    modern    the same networks, half as wide, G told what to show and D asked which class it sees; what the other changes are worth,
+              but for the falling rates, benchmarks/dcgan.py measures
 
 The kernels are 4 x 4, as in the authors' Torch code (in their Theano code 5 x 5). There the players take turns; here both move at once,
 from one batch of fakes. A run takes 50 to 75 minutes on two cores that have bf16 units (on two that have none over two hours, `paper`

@@ -10,8 +10,7 @@ connected to 8000 more, which are 80 pictures of 10 x 10 that one transposed con
 Sizes and starting weights are those of the authors' published settings. `--optimizer sgd` is the paper's way, which needs more epochs than
 two cores have time for. By default Adam moves the players, at rates that fall to zero; the generator's two layers are normalised, without
 which the images of all z stayed nearly alike in trials of five minutes; and the result is an average of its weights. The authors give
-each image by itself the mean 0 and the deviation 1; here all images have the same mean and scale, so that a generated one can be shown as
-it is.
+each image by itself the mean 0 and the deviation 1; here all are shifted and scaled alike, so that a generated one can be shown as it is.
 
 Each epoch adds a grid of images to outputs/gan_cifar10_conv/; gif/gan_cifar10_conv.gif shows them one after the other. A run takes
 about 70 minutes on two CPU cores that have bf16 units (on two that have none five hours, 18 minutes an epoch), and up to 3.6 GB of the

@@ -13,7 +13,7 @@ passes.
 
 All of it takes some 15 hours. What is measured is added to dcgan.csv and dcgan_speed.csv, beside this file, and not measured again. So
 the table may be made in parts, and the runs, all of them in fp32, on machines of any speed, or with OMP_NUM_THREADS=1 beside each other;
-but the speeds are those of one machine.
+but a speed is the ratio of two runs on one machine.
 
     python benchmarks/dcgan.py
     python benchmarks/dcgan.py --rows "the base" --seeds 1 --minutes 4 8 --file trial.csv

@@ -11,8 +11,8 @@ _space = torch.empty(0)  # for windows
 
 
 class Conv2d(nn.Conv2d):
-    """nn.Conv2d of N x C x H x W, whose weights' gradient, and of images of 8 x 8 and smaller the result, is one matrix product, wherever
-    gradients are recorded in bf16 on a CPU, with a stride above 1 that leaves no rest.
+    """nn.Conv2d of N x C x H x W. While gradients are recorded in bf16 on a CPU, at a stride above 1 that leaves no rest, its weights'
+    gradient is one matrix product, and so is its result where images are at most 8 x 8.
 
     PyTorch's own takes up to twice as long over that gradient.
     """
@@ -29,7 +29,7 @@ class Conv2d(nn.Conv2d):
 
 
 class ConvTranspose2d(nn.ConvTranspose2d):
-    """nn.ConvTranspose2d with the same for its weights' gradient; of small ones its input's gradient is a product, not the result."""
+    """nn.ConvTranspose2d with the same for its weights' gradient; where its result is at most 8 x 8, so is its input's gradient."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, padding: int = 0, bias: bool = True) -> None:
         super().__init__(inputs, outputs, kernel, stride, padding, bias=bias)
