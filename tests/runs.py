@@ -15,7 +15,7 @@ import sys
 import time
 import zipfile
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -156,6 +156,20 @@ class PlainRun(SimpleNamespace):
 def weights_of(network: nn.Module) -> torch.Tensor:
     """All in one row."""
     return torch.cat([weight.detach().flatten() for weight in network.parameters()])
+
+
+def steps_of(experiment: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
+    """Of each step of the runs from now on: what move_at_once was given, each group's rate and first momentum, G's weights after it."""
+    seen, move_at_once = [], experiment.move_at_once
+
+    def move(*given):
+        groups = [group for optimizer in given[3:5] for group in optimizer.param_groups]
+        settings = [(group["lr"], group.get("momentum") or group["betas"][0]) for group in groups]
+        move_at_once(*given)
+        seen.append((given, settings, weights_of(given[1])))
+
+    monkeypatch.setattr(experiment, "move_at_once", move)
+    return seen
 
 
 def checkpoint(root: Path) -> dict[str, dict]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import assert_bar_fits, assert_one_sentence
-from runs import PlainRun, assert_the_result, checkpoint, committed, pictured, weights_of
+from runs import PlainRun, assert_the_result, checkpoint, committed, pictured, steps_of, weights_of
 from torch import nn
 
 import gan_cifar10_conv
@@ -210,17 +210,7 @@ def test_the_committed_run_is_that_of_the_default_constants():
 
 @pytest.fixture
 def steps(monkeypatch):
-    """What each of a run's steps was given, each group's rate and first momentum, and the generator's weights after it."""
-    seen = []
-
-    def move(*given):
-        groups = [group for optimizer in given[3:5] for group in optimizer.param_groups]
-        settings = [(group["lr"], group.get("momentum") or group["betas"][0]) for group in groups]
-        move_at_once(*given)
-        seen.append((given, settings, weights_of(given[1])))
-
-    monkeypatch.setattr(gan_cifar10_conv, "move_at_once", move)
-    return seen
+    return steps_of(gan_cifar10_conv, monkeypatch)
 
 
 @pytest.fixture

@@ -52,7 +52,7 @@ class WideConv2d(nn.Conv2d):
         weight = self.weight
         if self.in_channels in (8, 12):
             x, weight = (F.pad(each, (0, 0, 0, 0, 0, 8)) for each in (x, weight))
-        return F.conv2d(x, weight, self.bias, self.stride, self.padding)
+        return self._conv_forward(x, weight, self.bias)
 
 
 class Flatten(nn.Flatten):
