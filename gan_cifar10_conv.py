@@ -13,8 +13,8 @@ which the images of all z stayed nearly alike in trials of five minutes; and the
 each image by itself the mean 0 and the deviation 1; here all are shifted and scaled alike, so that a generated one can be shown as it is.
 
 Each epoch adds a grid of images to outputs/gan_cifar10_conv/; gif/gan_cifar10_conv.gif shows them one after the other. A run takes about 70
-minutes on two cores of an AMD EPYC that have bf16 units (on two that have none five hours, 18 minutes an epoch), and up to 3.6 GB of the
-disk for checkpoints.
+minutes on two cores of an AMD EPYC that have bf16 units (on two that have none five and a half hours, 18 minutes an epoch), and up to 3.6
+GB of the disk for checkpoints.
 
     python gan_cifar10_conv.py
     python gan_cifar10_conv.py --hidden 2000

@@ -12,7 +12,7 @@ until the generator's images can't be told from the data. The constant `model` c
     leaky      what tutorials train: LeakyReLU, dropout, tanh, Adam, the players taking turns
 
 As in the paper, the generator under which held-out images are likeliest is kept. Each epoch adds a grid of digits to
-outputs/gan_mnist_<model>/; gif/gan_mnist_<model>.gif shows them one after the other. An epoch takes 3 (leaky) to 7 seconds on two CPU
+outputs/gan_mnist_<model>/; gif/gan_mnist_<model>.gif shows them one after the other. An epoch takes 3 (leaky) to 8 seconds on two CPU
 cores that have bf16 units.
 
     python gan_mnist.py

@@ -11,7 +11,7 @@ runs that take turns of a second. Each run is measured after whole epochs (in dc
 30 minutes by the clock). Between two measurements, the logarithm of the distance is taken as a straight line over the logarithm of the
 passes.
 
-All of it takes some 15 hours. What is measured is added to dcgan.csv and dcgan_speed.csv, beside this file, and not measured again. So
+All of it takes some 16 hours. What is measured is added to dcgan.csv and dcgan_speed.csv, beside this file, and not measured again. So
 the table may be made in parts, and the runs, all of them in fp32, on machines of any speed, or with OMP_NUM_THREADS=1 beside each other;
 but a speed is the ratio of two runs on one machine.
 
@@ -71,7 +71,6 @@ ROWS: dict[str, list[str]] = {
     "G's rate twice D's": ["--generator-rate", "2"],
     "augmentation, gradient penalty and G's rate twice D's": ["--augment", "True", "--penalty", "0.01", "--generator-rate", "2"],
     "the paper's batches of 128": ["--batch-size", "128"],
-    "the paper's width": ["--base", "128"],
     "the paper's recipe": ["--recipe", "paper"],
 }
 

@@ -1,7 +1,7 @@
 """What a run survives, and what that costs: the tests do a sample of this.
 
-Prints three tables. Each experiment is killed outright at 25 moments, a third of them while it writes a checkpoint, and taken to its
-end, which has to be that of a run never interrupted. Each reader of files gets 10,000 mutants of a whole file, and --resume 1,000 whole
+Prints three tables. Each experiment is killed outright at 25 moments, a third of them meant to find it writing a checkpoint, and taken to
+its end, which has to be that of a run never interrupted. Each reader of files gets 10,000 mutants of a whole file, and --resume 1,000 whole
 checkpoints with a value in them changed. And a training on MNIST is timed while it saves its checkpoints.
 
     python benchmarks/faults.py

@@ -47,7 +47,7 @@ from utils.shell import command_line
 SECONDS = 8  # that the plain recipe is timed for, after so many steps, of which the first are slower
 WARM_UP, LONG_WARM_UP = 30, 10
 PEAK_SIZE = 4096
-# The experiment; images held out; constants. What is left makes epochs of 10 to 20 s: in shorter ones the first steps, which are slower,
+# The experiment; images held out; constants. What is left makes epochs of 8 to 30 s: in shorter ones the first steps, which are slower,
 # beside the last checkpoint's flushing, would count too much.
 CONVOLUTIONAL: dict[str, tuple[ModuleType, int, dict[str, Any]]] = {
     "infogan": (infogan_mnist, 60_000 - 6_400, {}),
