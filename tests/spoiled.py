@@ -7,6 +7,7 @@ import math
 import random
 import signal
 import struct
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -150,7 +151,7 @@ def _outcomes(count: int, spoiled: Callable[[], object], read: Callable[[], obje
     refused, wrong = 0, []
     for number in range(count):
         spoiled()
-        faulthandler.dump_traceback_later(SECONDS, exit=True)
+        faulthandler.dump_traceback_later(SECONDS, exit=True, file=sys.__stderr__)  # which may be caught elsewhere
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")

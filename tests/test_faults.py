@@ -12,6 +12,11 @@ from functools import partial
 
 import pytest
 from runs import RUNS, Started, assert_all_whole, result, save_often
+from spoiled import READERS
+
+from benchmarks import faults
+from gan_mnist import GENERATORS
+from utils.known import ImageSet
 
 
 @pytest.fixture(scope="module")
@@ -231,3 +236,16 @@ def test_a_loss_that_is_not_a_number_ends_a_run_with_its_iteration(name, digit_f
     assert re.search(r"is nan in iteration (31|36|106), in epoch 2; .*checkpoint.pt is from before", run.errors)
     assert len(run.errors.splitlines()) == 1
     assert_all_whole(root)
+
+
+def test_the_benchmark_makes_its_three_tables(digits, monkeypatch, capsys):
+    monkeypatch.setattr("utils.data.load_known", lambda *_: ImageSet(digits.repeat(35, 1, 1, 1), None))  # more than are held out
+    monkeypatch.setattr(faults, "EPOCHS_TIMED", 1)
+    faults.main(faults.Table(runs=("gan_mnist leaky",), kills=1, mutants=10))
+    tables = re.findall(r"\n\|.*\n\| ---.*\n((?:\|.*\n)+)", capsys.readouterr().out)
+    killed, spoiled, cost = ([line.strip("| ").split(" | ") for line in rows.splitlines()] for rows in tables)
+    assert [(name, count, same) for name, count, *_, same in killed] == [("gan_mnist leaky", "1", "1 of 1")]
+    counts = {reader: "10" for reader in READERS} | {"checkpoint, values in it": "1"}
+    assert [(file, count, wrong) for file, count, *_, wrong in spoiled] == [(file, count, "0") for file, count in counts.items()]
+    assert [row[0] for row in cost] == list(GENERATORS)
+    assert all(float(number.rstrip("%")) > 0 for row in cost for number in row[1:])
