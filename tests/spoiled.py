@@ -141,6 +141,7 @@ def spoil(reader: str, folder: Path, count: int, seed: int) -> tuple[int, list[s
     name, write, read = READERS[reader]
     path = folder / reader / name
     path.parent.mkdir()
+    torch.manual_seed(seed)  # of the weights in it
     write(path)
     whole, chance = path.read_bytes(), random.Random(f"{reader} {seed}")
     return _outcomes(count, lambda: path.write_bytes(mutated(whole, chance)), lambda: read(path))
